@@ -1,0 +1,36 @@
+"""Fixtures that every test area shares."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests import leakcheck  # noqa: E402
+
+BIN = ROOT / ".venv" / "bin"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need root are skipped, by name, for anybody else."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture
+def leak_check() -> Iterator[None]:
+    """After the test the machine is as it was before: mounts, links, cgroups,
+    processes, nft rules."""
+    before = leakcheck.take()
+    yield
+    leaks = leakcheck.wait_until_clean(before)
+    assert not leaks, f"left behind: {leaks}"

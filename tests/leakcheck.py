@@ -1,0 +1,126 @@
+"""What the machine looks like, and the difference between two looks.
+
+Run inside ``scripts/sandbox``, where mounts, links and rules are the test run's own.
+Cgroups are machine-wide, so only those below a Carrel parent are counted.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+CGROUP_ROOT = "/sys/fs/cgroup"
+#: first path element of the cgroups that the tests may create
+CGROUP_PREFIX = "carrel-test"
+
+
+@dataclass
+class Snapshot:
+    """Sets of printable facts, by kind."""
+
+    facts: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def difference(self, before: Snapshot) -> dict[str, list[str]]:
+        """What is here now and was not before, by kind."""
+        new = {k: sorted(v - before.facts.get(k, frozenset())) for k, v in self.facts.items()}
+        return {k: v for k, v in new.items() if v}
+
+
+def _mounts() -> frozenset[str]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
+        return frozenset(line.split()[4] for line in f)
+
+
+def _links() -> frozenset[str]:
+    return frozenset(os.listdir("/proc/sys/net/ipv4/conf")) - {"all", "default"}
+
+
+def _cgroups() -> frozenset[str]:
+    found = set()
+    hierarchies = [CGROUP_ROOT]
+    if not os.path.exists(f"{CGROUP_ROOT}/cgroup.controllers"):
+        hierarchies = [f"{CGROUP_ROOT}/{h}" for h in os.listdir(CGROUP_ROOT)]
+    for hierarchy in hierarchies:
+        try:
+            tops = [d for d in os.listdir(hierarchy) if d.startswith(CGROUP_PREFIX)]
+        except OSError:
+            continue
+        for top in tops:
+            for base, dirs, _ in os.walk(f"{hierarchy}/{top}"):
+                found.update(os.path.join(base, d) for d in dirs)
+    return frozenset(found)
+
+
+def _processes() -> frozenset[str]:
+    """Processes in our mount namespace or below us, other than this one."""
+    me = os.getpid()
+    mine = os.readlink("/proc/self/ns/net")
+    parents: dict[int, int] = {}
+    names: dict[int, str] = {}
+    inside: set[int] = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        pid = int(entry)
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+                text = f.read()
+            parents[pid] = int(text.rsplit(")", 1)[1].split()[1])
+            names[pid] = text[text.index("(") : text.rindex(")") + 1]
+            if os.readlink(f"/proc/{pid}/ns/net") == mine:
+                inside.add(pid)
+        except (OSError, ValueError):
+            continue
+    ancestors = set()
+    walk = me
+    while walk:
+        ancestors.add(walk)
+        walk = parents.get(walk, 0)
+    return frozenset(f"{pid} {names[pid]}" for pid in inside if pid not in ancestors)
+
+
+def _rules() -> frozenset[str]:
+    try:
+        out = subprocess.run(["/usr/sbin/nft", "list", "ruleset"], capture_output=True,
+                             text=True, timeout=10, check=False).stdout
+    except FileNotFoundError:
+        return frozenset()
+    # counters and handles change; the presence of chains and rules is what counts
+    return frozenset(f"{n}:{line.strip()}" for n, line in enumerate(out.splitlines())
+                     if line.strip())
+
+
+def _descriptors() -> frozenset[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+        except OSError:
+            continue
+    return frozenset(found)
+
+
+def take(*, descriptors: bool = False) -> Snapshot:
+    """Look at the machine now."""
+    facts = {
+        "mounts": _mounts(),
+        "links": _links(),
+        "cgroups": _cgroups(),
+        "processes": _processes(),
+        "nft rules": _rules(),
+    }
+    if descriptors:
+        facts["descriptors of the test"] = _descriptors()
+    return Snapshot(facts)
+
+
+def wait_until_clean(before: Snapshot, seconds: float = 5.0) -> dict[str, list[str]]:
+    """The leaks that are still there after at most ``seconds``; {} if none."""
+    deadline = time.monotonic() + seconds
+    while True:
+        leaks = take().difference(before)
+        if not leaks or time.monotonic() > deadline:
+            return leaks
+        time.sleep(0.05)
