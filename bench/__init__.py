@@ -1,0 +1,1 @@
+"""Side by side with the newest peers: ``make bench``."""
