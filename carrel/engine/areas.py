@@ -1,0 +1,15 @@
+"""The areas of the API: modules with ``def routes(ctx) -> list[web.RouteDef]``."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+NAMES = (
+    "routes_system", "routes_containers", "routes_streams", "routes_exec", "routes_archive",
+    "routes_images", "routes_networks", "routes_volumes",
+)
+
+
+def load() -> list[ModuleType]:
+    return [importlib.import_module(f"carrel.engine.{name}") for name in NAMES]
