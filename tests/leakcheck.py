@@ -38,7 +38,7 @@ def _links() -> frozenset[str]:
 
 
 def _cgroups() -> frozenset[str]:
-    found = set()
+    found: set[str] = set()
     hierarchies = [CGROUP_ROOT]
     if not os.path.exists(f"{CGROUP_ROOT}/cgroup.controllers"):
         hierarchies = [f"{CGROUP_ROOT}/{h}" for h in os.listdir(CGROUP_ROOT)]
@@ -93,7 +93,7 @@ def _rules() -> frozenset[str]:
 
 
 def _descriptors() -> frozenset[str]:
-    found = set()
+    found: set[str] = set()
     for fd in os.listdir("/proc/self/fd"):
         try:
             found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")

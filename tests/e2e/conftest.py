@@ -1,0 +1,86 @@
+"""The whole stack, started once, and the real clients that drive it.
+
+``stack``  a running carreld with busybox:latest loaded; one for the session
+``cli``    runs one of the clients against it: docker 28.5, docker 20.10, carrel
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import images, leakcheck
+from tests.e2e.engine import BIN, Cli, Stack, peers
+
+DOCKER_NEW = ("docker-28.5", lambda: str(peers("sid") / "usr/bin/docker"))
+DOCKER_OLD = ("docker-20.10", lambda: str(peers("bookworm") / "usr/bin/docker"))
+CARREL = ("carrel", lambda: str(BIN / "carrel"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here needs root, the peers' clients and the whole stack."""
+    for item in items:
+        if "/e2e/" in str(item.path):
+            item.add_marker(pytest.mark.root)
+            item.add_marker(pytest.mark.peers)
+
+
+@pytest.fixture(scope="session", params=["grpc"])
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+          ) -> Iterator[Stack]:
+    """One engine for the session; at its end nothing of it may be left."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    before = leakcheck.take()
+    work = tmp_path_factory.mktemp("stack")
+    running = Stack(work)
+    running.start()
+    try:
+        archive = work / "busybox.tar"
+        images.busybox_archive(archive)
+        running.cli(DOCKER_NEW[1]()).ok("load", "-q", "-i", str(archive))
+        yield running
+    finally:
+        running.stop()
+    leaks = leakcheck.wait_until_clean(before, 15)
+    assert not leaks, f"the engine left behind: {leaks}"
+
+
+@pytest.fixture
+def docker(stack: Stack) -> Iterator[Cli]:
+    """The newest docker CLI; what a test made is gone after it."""
+    yield from _clean(stack, stack.cli(DOCKER_NEW[1]()))
+
+
+@pytest.fixture(params=[DOCKER_NEW, DOCKER_OLD, CARREL], ids=lambda p: p[0])
+def cli(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Cli]:
+    """Each of the clients in turn."""
+    yield from _clean(stack, stack.cli(request.param[1]()))
+
+
+def _clean(stack: Stack, client: Cli) -> Iterator[Cli]:
+    before = leakcheck.take()
+    yield client
+    left = client.ok("ps", "-aq").split()
+    if left:
+        client.run("rm", "-f", "-v", *left)
+    # carreld keeps a few ready-made things (pools): they are its own, not the test's
+    stack.settle()
+    leaks = leakcheck.wait_until_clean(before, 10)
+    leaks = {kind: kept for kind, found in leaks.items()
+             if (kept := [f for f in found if not stack.is_pool(f)])}
+    assert not leaks, f"left behind: {leaks}"
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def have(program: str) -> bool:
+    return subprocess.run(["/bin/sh", "-c", f"command -v {program}"], capture_output=True,
+                          check=False).returncode == 0

@@ -1,0 +1,66 @@
+"""Daemons die, containers live."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from tests.e2e.engine import BIN, Stack
+
+
+def _wait(condition: object, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_kill_9_of_carreld(stack: Stack) -> None:
+    cli = stack.cli(str(BIN / "carrel"))
+    script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
+    cli.ok("run", "-d", "--name", "alive", "busybox", "sh", "-c", script)
+    cli.ok("run", "-d", "--name", "ends", "busybox", "sh", "-c", "sleep 1; exit 7")
+    pid = cli.inspect("alive")["State"]["Pid"]
+    stack.kill()
+    os.kill(pid, 0)
+    time.sleep(1.2)  # "ends" ends while nobody looks
+    stack.start()
+    assert cli.inspect("alive")["State"]["Pid"] == pid
+    state = cli.inspect("ends")["State"]
+    assert (state["Status"], state["ExitCode"]) == ("exited", 7)
+    lines = [int(n) for n in cli.ok("logs", "alive").split()]
+    assert lines == list(range(1, len(lines) + 1))  # not one byte lost or doubled
+    assert cli.ok("exec", "alive", "echo", "still").strip() == "still"
+    cli.ok("rm", "-f", "alive", "ends")
+
+
+def test_kill_9_of_the_containerd_layer(stack: Stack) -> None:
+    cli = stack.cli(str(BIN / "carrel"))
+    cli.ok("run", "-d", "--name", "alive2", "busybox", "sleep", "1000")
+    pid = cli.inspect("alive2")["State"]["Pid"]
+    for victim in stack.pids("carrel-containerd"):
+        os.kill(victim, signal.SIGKILL)
+    _wait(lambda: cli.run("exec", "alive2", "true").code == 0)
+    assert cli.inspect("alive2")["State"]["Pid"] == pid
+    assert cli.ok("run", "--rm", "busybox", "echo", "new").strip() == "new"
+    cli.ok("rm", "-f", "alive2")
+
+
+def test_kill_9_of_the_zygote(stack: Stack) -> None:
+    cli = stack.cli(str(BIN / "carrel"))
+    cli.ok("run", "-d", "--name", "alive3", "busybox", "sleep", "1000")
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb") as f:
+                    line = f.read()
+            except OSError:
+                continue
+            parent_ns = os.readlink(f"/proc/{entry}/ns/net")
+            if line.rstrip(b"\0").endswith(b"\0zygote") and parent_ns == os.readlink(
+                    "/proc/self/ns/net"):
+                os.kill(int(entry), signal.SIGKILL)
+    assert cli.ok("run", "--rm", "busybox", "echo", "new").strip() == "new"
+    assert cli.ok("exec", "alive3", "echo", "here").strip() == "here"
+    cli.ok("rm", "-f", "alive3")
