@@ -1,0 +1,1 @@
+"""The originals' own suites, run against Carrel (not part of make test)."""

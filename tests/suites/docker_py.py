@@ -1,0 +1,109 @@
+"""docker-py's integration suite against carreld: ``scripts/docker-py-suite``.
+
+Stand-ins from busybox replace the images of the Hub, and a docker-registry on
+loopback serves ``library/*`` as the registry mirror for the pull tests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from tests import images
+from tests.e2e.engine import Stack, peers
+
+NAMES = ("busybox:latest", "busybox:uclibc", "alpine:latest", "alpine:3.10", "alpine:3.14",
+         "hello-world:latest")
+REGISTRY = "127.0.0.1:5123"
+
+
+def _stand_in() -> images.Image:
+    """busybox with what the suite expects of alpine."""
+    image = images.busybox()
+    passwd = ("root:x:0:0:root:/root:/bin/sh\npostgres:x:70:70::/var/lib/postgresql:/bin/sh\n"
+              "nobody:x:65534:65534:nobody:/:/bin/false\n")
+    image.layers.append(images.layer({
+        "etc/passwd": passwd.encode(), "etc/group": b"root:x:0:\npostgres:x:70:\n",
+        "var/opt": None, "var/lib/postgresql": None, "usr/bin": None,
+        "hello.txt": b"Hello from Docker!\n"}))
+    image.config = {"Cmd": ["/bin/sh"], "Env": [
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}
+    return image
+
+
+def _hello() -> images.Image:
+    image = _stand_in()
+    image.config = {**image.config, "Cmd": ["/bin/cat", "/hello.txt"]}
+    return image
+
+
+def _start_registry(work: Path) -> subprocess.Popen[bytes]:
+    config = work / "registry.yml"
+    config.write_text(
+        "version: 0.1\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: '%s'}\n"
+        % (work / "registry", REGISTRY))
+    log = (work / "registry.log").open("wb")
+    process = subprocess.Popen([str(peers("sid") / "usr/bin/docker-registry"), "serve",
+                                str(config)], stdout=log, stderr=log)
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(f"http://{REGISTRY}/v2/", timeout=2).close()
+            return process
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("the registry does not start")
+
+
+def main() -> int:
+    checkout = Path(sys.argv[1]).resolve()
+    rest = sys.argv[2:]
+    expected: set[str] = set()
+    if rest and rest[0].endswith(".txt"):
+        expected = set(Path(rest.pop(0)).read_text().split("\n")) - {""}
+    work = Path(tempfile.mkdtemp(prefix="docker-py-suite-"))
+    registry = _start_registry(work)
+    stack = Stack(work, "--registry-mirror", f"http://{REGISTRY}")
+    stack.start()
+    try:
+        cli = stack.cli(str(peers("sid") / "usr/bin/docker"))
+        archive = work / "images.tar"
+        images.docker_archive(archive, {
+            name: _hello() if "hello" in name else _stand_in() for name in NAMES})
+        cli.ok("load", "-i", str(archive))
+        for name in NAMES:
+            cli.ok("tag", name, f"{REGISTRY}/library/{name}")
+            pushed = cli.run("push", "-q", f"{REGISTRY}/library/{name}")
+            if pushed.code:
+                print(f"push of {name}: {pushed.err}")
+            cli.run("rmi", f"{REGISTRY}/library/{name}")
+        environment = {**os.environ, "DOCKER_HOST": stack.host, "HOME": str(work),
+                       "DOCKER_TEST_API_VERSION": "1.45", "PYTHONPATH": str(checkout)}
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "tests/integration", "-q", "-rA", "--timeout=90",
+             "-p", "no:cacheprovider", "-p", "no:asyncio", "--rootdir", str(checkout), *rest],
+            cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        (work.parent / "docker-py-suite.log").write_text(done.stdout)
+        passed = {m.split("[")[0] for m in re.findall(r"^PASSED (\S+)", done.stdout, re.M)}
+        print(done.stdout[-1500:])
+        print(f"passed: {len(passed)}")
+        if expected:
+            missing = sorted(expected - passed)
+            print(f"of the {len(expected)} that Docker passes: {len(expected) - len(missing)}")
+            print("\n".join(f"  not here: {name}" for name in missing))
+    finally:
+        stack.stop()
+        registry.terminate()
+        registry.wait(10)
+        shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
