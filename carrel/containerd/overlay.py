@@ -1,0 +1,138 @@
+"""The overlay snapshotter's directories and mounts.
+
+    snapshots/<id>/fs      the layer: lower directory of children, or upper of this one
+    snapshots/<id>/work    overlayfs' work directory, of active snapshots
+
+Ids are never used again, so a directory without a row in the database is
+rubbish of an interrupted call; :meth:`Directories.sweep` removes those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from carrel.containerd.removal import remove_tree
+from carrel.kernel import storage
+from carrel.proto import mount_pb2
+
+log = logging.getLogger(__name__)
+
+VIEW, ACTIVE, COMMITTED = 1, 2, 3
+
+
+class Directories:
+    """``root/<id>``: made in a transaction, removed after one."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._removers: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._pending: set[Future[None]] = set()
+        #: index=off lets one lower directory serve many mounts without ESTALE surprises
+        self._options = (["index=off"] if os.path.exists("/sys/module/overlay/parameters/index")
+                         else [])
+
+    def upper(self, number: int) -> str:
+        return f"{self.root}/{number}/fs"
+
+    def create(self, number: int, kind: int, parent: int) -> None:
+        """The directories of a new snapshot; the root directory looks like the parent's."""
+        name = str(number)
+        os.mkdir(name, 0o700, dir_fd=self._fd)
+        try:
+            os.mkdir(f"{name}/fs", 0o755, dir_fd=self._fd)
+            if parent:
+                status = os.stat(f"{parent}/fs", dir_fd=self._fd, follow_symlinks=False)
+                if status.st_uid or status.st_gid:
+                    os.chown(f"{name}/fs", status.st_uid, status.st_gid, dir_fd=self._fd,
+                             follow_symlinks=False)
+                if status.st_mode & 0o7777 != 0o755:
+                    os.chmod(f"{name}/fs", status.st_mode & 0o7777, dir_fd=self._fd)
+            if kind == ACTIVE:
+                os.mkdir(f"{name}/work", 0o711, dir_fd=self._fd)
+        except BaseException:
+            remove_tree(self._fd, name)
+            raise
+
+    def discard(self, number: int) -> None:
+        """Delete a snapshot's directories now."""
+        remove_tree(self._fd, str(number))
+
+    def mounts(self, number: int, kind: int, parents: Sequence[int]) -> list[mount_pb2.Mount]:
+        """What to mount to see the snapshot; ``parents`` nearest first."""
+        if not parents:
+            mode = "ro" if kind == VIEW else "rw"
+            return [mount_pb2.Mount(type="bind", source=self.upper(number),
+                                    options=[mode, "rbind"])]
+        if kind == ACTIVE:
+            options = [f"workdir={self.root}/{number}/work", f"upperdir={self.upper(number)}"]
+        elif len(parents) == 1:
+            return [mount_pb2.Mount(type="bind", source=self.upper(parents[0]),
+                                    options=["ro", "rbind"])]
+        else:
+            options = []
+        options.append("lowerdir=" + ":".join(map(self.upper, parents)))
+        return [mount_pb2.Mount(type="overlay", source="overlay",
+                                options=options + self._options)]
+
+    def sync(self) -> None:
+        """Bring unpacked layers to the disk (one call for the whole file system)."""
+        storage.syncfs(self._fd)
+
+    # --- removal, off the path of any call ---
+
+    def remove(self, number: int) -> Future[None]:
+        """Delete a snapshot's directories in the background."""
+        with self._lock:
+            if self._removers is None:
+                self._removers = ThreadPoolExecutor(1, thread_name_prefix="remove")
+            future = self._removers.submit(self._remove, str(number))
+            self._pending.add(future)
+        future.add_done_callback(self._done)
+        return future
+
+    def _remove(self, name: str) -> None:
+        try:
+            remove_tree(self._fd, name)
+        except OSError as error:
+            # swept again at the next start; the data of a mount below was not touched
+            log.error("remove snapshot directory %s/%s: %s", self.root, name, error)
+            raise
+
+    def _done(self, future: Future[None]) -> None:
+        with self._lock:
+            self._pending.discard(future)
+        future.exception()
+
+    async def settled(self) -> None:
+        """Until everything that was to be removed is gone."""
+        while True:
+            with self._lock:
+                waiting = [asyncio.wrap_future(f) for f in self._pending]
+            if not waiting:
+                return
+            await asyncio.wait(waiting)
+
+    def sweep(self, known: set[int]) -> list[str]:
+        """Remove what no row names; the names are returned."""
+        with os.scandir(self.root) as entries:
+            names = [e.name for e in entries]
+        rubbish = [n for n in names if not n.isdigit() or int(n) not in known]
+        for name in rubbish:
+            try:
+                remove_tree(self._fd, name)
+            except OSError as error:
+                log.error("sweep %s/%s: %s", self.root, name, error)
+        return rubbish
+
+    def close(self) -> None:
+        if self._removers is not None:
+            self._removers.shutdown(wait=True)
+        os.close(self._fd)
