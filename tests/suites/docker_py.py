@@ -24,31 +24,23 @@ NAMES = ("busybox:latest", "busybox:uclibc", "alpine:latest", "alpine:3.10", "al
 REGISTRY = "127.0.0.1:5123"
 
 
-def _stand_in() -> images.Image:
+def _stand_in(command: list[str]) -> images.Image:
     """busybox with what the suite expects of alpine."""
-    image = images.busybox()
     passwd = ("root:x:0:0:root:/root:/bin/sh\npostgres:x:70:70::/var/lib/postgresql:/bin/sh\n"
               "nobody:x:65534:65534:nobody:/:/bin/false\n")
-    image.layers.append(images.layer({
+    files = images.layer({
         "etc/passwd": passwd.encode(), "etc/group": b"root:x:0:\npostgres:x:70:\n",
         "var/opt": None, "var/lib/postgresql": None, "usr/bin": None,
-        "hello.txt": b"Hello from Docker!\n"}))
-    image.config = {"Cmd": ["/bin/sh"], "Env": [
-        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}
-    return image
-
-
-def _hello() -> images.Image:
-    image = _stand_in()
-    image.config = {**image.config, "Cmd": ["/bin/cat", "/hello.txt"]}
-    return image
+        "hello.txt": b"Hello from Docker!\n"})
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return images.Image([*images.busybox().layers, files], {"Cmd": command, "Env": [path]})
 
 
 def _start_registry(work: Path) -> subprocess.Popen[bytes]:
     config = work / "registry.yml"
     config.write_text(
-        "version: 0.1\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: '%s'}\n"
-        % (work / "registry", REGISTRY))
+        f"version: 0.1\nstorage:\n  filesystem: {{rootdirectory: {work / 'registry'}}}\n"
+        f"http: {{addr: '{REGISTRY}'}}\n")
     log = (work / "registry.log").open("wb")
     process = subprocess.Popen([str(peers("sid") / "usr/bin/docker-registry"), "serve",
                                 str(config)], stdout=log, stderr=log)
@@ -75,7 +67,8 @@ def main() -> int:
         cli = stack.cli(str(peers("sid") / "usr/bin/docker"))
         archive = work / "images.tar"
         images.docker_archive(archive, {
-            name: _hello() if "hello" in name else _stand_in() for name in NAMES})
+            name: _stand_in(["/bin/cat", "/hello.txt"] if "hello" in name else ["/bin/sh"])
+            for name in NAMES})
         cli.ok("load", "-i", str(archive))
         for name in NAMES:
             cli.ok("tag", name, f"{REGISTRY}/library/{name}")
