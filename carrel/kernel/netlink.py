@@ -43,6 +43,7 @@ _ATTR_MAX = 0xFFFF - _ATTR.size
 #: a dump answer is at most this long (the kernel looks at the size of our buffer)
 _BUFFER = 65536
 _DUMP_RETRIES = 8
+_SEQUENCE_MAX = 0xFFFF0000
 
 
 def attr(kind: int, payload: bytes) -> bytes:
@@ -144,8 +145,10 @@ class Socket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def request(self, messages: list[Message]) -> None:
+    def request(self, messages: list[Message], *, trailer: int = 0) -> None:
         """Send all, wait for the last to be acknowledged; the first error is raised.
+
+        ``trailer``: so many messages at the end are not acknowledged (the end of a batch).
 
         The kernel does not stop at an error: what follows a refused message was still tried, so
         the caller's undo must cover the whole batch.
@@ -153,21 +156,22 @@ class Socket:
         if not messages:
             return
         begin = monotonic_ns() if record.active is not None else 0
+        if self._sequence > _SEQUENCE_MAX:
+            self._sequence = 0
         first = self._sequence + 1
-        last = self._send(messages)
+        last = self._send(messages, 0, len(messages) - 1 - trailer) - trailer
         problem = self._acknowledgement(messages, first, last)
         if record.active is not None:
             self._note(messages, problem, begin)
         if problem is not None:
             raise problem
 
-    def _send(self, messages: list[Message], extra: int = 0) -> int:
+    def _send(self, messages: list[Message], extra: int, acknowledged: int = -1) -> int:
         parts = []
-        final = len(messages) - 1
         for number, message in enumerate(messages):
-            self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+            self._sequence += 1
             flags = message.flags | NLM_F_REQUEST | extra
-            if number == final and not extra:
+            if number == acknowledged:
                 flags |= NLM_F_ACK
             size = len(message.body)
             parts.append(_HEADER.pack(16 + size, message.kind, flags, self._sequence, 0))

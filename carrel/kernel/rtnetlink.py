@@ -121,16 +121,17 @@ def add_veth(name: str, peer: str, peer_netns: int, *, peer_index: int = 0, peer
     info = (string(IFLA_INFO_KIND, "veth")
             + nest(IFLA_INFO_DATA, attr(VETH_INFO_PEER, inside)))
     body = (_IFINFO.pack(0, 0, 0, *_flags(up or None))
-            + _link_attributes(name, mtu, mac, master, False) + queues
+            + _link_attributes(name, mtu, mac, master, True) + queues
             + nest(IFLA_LINKINFO, info))
     text = f"link add {name} type veth peer name {peer} netns fd/{peer_netns}"
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, text, name)
 
 
 def set_link(index: int, *, name: str = "", ifname: str = "", up: bool | None = None, mtu: int = 0,
-             mac: str = "", master: int = 0) -> Message:
+             mac: str = "", master: int = 0, v6_link_local: bool = True) -> Message:
     """Change a link given by index, or by ``ifname`` when the index is 0."""
-    body = _IFINFO.pack(0, 0, index, *_flags(up)) + _link_attributes(name, mtu, mac, master, True)
+    body = (_IFINFO.pack(0, 0, index, *_flags(up))
+            + _link_attributes(name, mtu, mac, master, v6_link_local))
     if ifname and not name:
         body += string(IFLA_IFNAME, ifname)
     words = [f"link set {ifname or f'index {index}'}"]
