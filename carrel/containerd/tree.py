@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
-from errno import EEXIST, ELOOP, ENOENT, ENOTDIR
+from errno import ELOOP, ENOENT, ENOTDIR
 
 from carrel.containerd import whiteout
+from carrel.containerd.removal import remove_tree
 from carrel.containerd.tarstream import BadArchive
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -173,12 +174,6 @@ class Tree:
                 os.close(fd)
         return None
 
-    def exists(self, fd: int, name: bytes) -> os.stat_result | None:
-        try:
-            return os.stat(name, dir_fd=fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-
     def replace(self, path: bytes, create: Callable[[int, bytes], None]) -> tuple[int, bytes]:
         """Run ``create(parent fd, name)``; what is in its way is removed first."""
         fd, name = self.parent(path)
@@ -198,42 +193,17 @@ class Tree:
         if hid:
             os.unlink(name, dir_fd=fd)
         else:
-            hid = remove_directory(fd, name)
+            hid = self._is_opaque(fd, name)
+            remove_tree(fd, name)
         if hid and not stat.S_ISLNK(st.st_mode) and not stat.S_ISDIR(st.st_mode):
             return hid      # no cached descriptor can lie behind a file
         self.forget()
         return hid
 
-
-def remove_directory(parent_fd: int, name: bytes) -> bool:
-    """Remove a directory with all it holds, never through a link or another mount;
-    True if it was opaque."""
-    fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent_fd)
-    opaque = whiteout.is_opaque(fd)
-    device = os.fstat(fd).st_dev
-    stack: list[tuple[int, bytes, list[bytes]]] = [(fd, name, _names(fd))]
-    try:
-        while stack:
-            fd, here, names = stack[-1]
-            if names:
-                child = names.pop()
-                st = os.stat(child, dir_fd=fd, follow_symlinks=False)
-                if not stat.S_ISDIR(st.st_mode):
-                    os.unlink(child, dir_fd=fd)
-                    continue
-                if st.st_dev != device:
-                    raise OSError(EEXIST, "refusing to remove across a mount", child)
-                inner = os.open(child, OPEN_DIRECTORY, dir_fd=fd)
-                stack.append((inner, child, _names(inner)))
-                continue
-            stack.pop()
+    @staticmethod
+    def _is_opaque(parent: int, name: bytes) -> bool:
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+        try:
+            return whiteout.is_opaque(fd)
+        finally:
             os.close(fd)
-            os.rmdir(here, dir_fd=stack[-1][0] if stack else parent_fd)
-    finally:
-        for fd, _, _ in stack:
-            os.close(fd)
-    return opaque
-
-
-def _names(fd: int) -> list[bytes]:
-    return [os.fsencode(name) for name in os.listdir(fd)]

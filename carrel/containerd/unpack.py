@@ -30,6 +30,7 @@ class Applied(NamedTuple):
 
     size: int       # bytes of file data
     entries: int
+    disk: int       # bytes in whole blocks, as the snapshotter counts them
 
 
 class Extractor:
@@ -44,6 +45,7 @@ class Extractor:
         self._progress = progress
         self._times: list[tuple[bytes, int, int]] = []
         self._size = 0
+        self._disk = 0
 
     def apply(self, reader: TarReader) -> Applied:
         try:
@@ -58,7 +60,7 @@ class Extractor:
             self._finish_directories()
         finally:
             self._tree.close()
-        return Applied(self._size, reader.entries)
+        return Applied(self._size, reader.entries, self._disk)
 
     def _one(self, reader: TarReader, entry: Entry) -> None:
         path = clean(entry.name)
@@ -95,6 +97,7 @@ class Extractor:
             if entry.size:
                 reader.write_to(fd)
                 self._size += entry.size
+                self._disk += entry.size + 4095 & ~4095
             # owner first: chown clears setuid bits and file capabilities
             os.fchown(fd, entry.uid, entry.gid)
             if entry.xattrs:
@@ -109,6 +112,7 @@ class Extractor:
             raise BadArchive(f"whiteout {os.fsdecode(entry.name)!r} is a directory")
         if path:
             self._make_directory(path)
+            self._disk += 4096
         fd = self._tree.directory(path)
         os.fchown(fd, entry.uid, entry.gid)
         if entry.xattrs:

@@ -1,0 +1,192 @@
+"""What every kind of transfer needs: stores under one lease, threads, names, unpacking."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from carrel import errdefs
+from carrel.containerd import image_tree, images
+from carrel.containerd.archive_import import IMAGE_NAME, REF_NAME
+from carrel.containerd.content import ContentStore, NamespacedContent
+from carrel.containerd.images import ImageStore, NamespacedImages
+from carrel.containerd.leases import LeaseStore
+from carrel.containerd.snapshots import NAME as SNAPSHOTTER
+from carrel.containerd.snapshots import NamespacedSnapshots, Snapshotter
+from carrel.containerd.streaming import StreamManager
+from carrel.containerd.transfer_progress import Reporter
+from carrel.containerd.unpack_layers import (
+    GC_SNAPSHOT_LABEL,
+    UNCOMPRESSED_LABEL,
+    Layer,
+    Unpacker,
+)
+from carrel.oci import image as oci
+from carrel.oci.image import Descriptor, Platform
+from carrel.proto import platform_pb2, transfer_imagestore_pb2
+from carrel.proto.rpc import Context
+
+_T = TypeVar("_T")
+#: a lease that nobody deletes (we were killed) ends by itself
+_LEASE_HOURS = 24
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The stores of the daemon, as its main module makes them."""
+
+    content: ContentStore
+    images: ImageStore
+    snapshotter: Snapshotter
+    leases: LeaseStore
+    streams: StreamManager
+
+
+@dataclass(frozen=True)
+class Work:
+    """One transfer: the stores as its namespace and lease see them."""
+
+    namespace: str
+    content: NamespacedContent
+    images: NamespacedImages
+    snapshots: NamespacedSnapshots
+    streams: StreamManager
+    reporter: Reporter
+
+
+def host_platform() -> Platform:
+    return oci.host_platform(os.uname().machine)
+
+
+def platform_of(message: platform_pb2.Platform) -> Platform:
+    default = host_platform()
+    if not message.os and not message.architecture:
+        return default
+    return oci.normalise(Platform(message.architecture or default.architecture,
+                                  message.os or default.os, message.variant))
+
+
+@contextlib.asynccontextmanager
+async def working(stores: Stores, context: Context, progress_stream: str,
+                  ) -> AsyncIterator[Work]:
+    """Everything written inside is held by a lease until the end."""
+    namespace, lease = context.namespace, context.lease
+    made = ""
+    if not lease:
+        expire = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=_LEASE_HOURS)
+        made = lease = stores.leases.create(namespace, "", {
+            "containerd.io/gc.expire": expire.strftime("%Y-%m-%dT%H:%M:%SZ")}).id
+    reporter = Reporter(None)
+    try:
+        if progress_stream:
+            reporter = Reporter(await stores.streams.get(namespace, progress_stream))
+        yield Work(namespace, stores.content.of(namespace, lease),
+                   stores.images.of(namespace), stores.snapshotter.of(namespace, lease),
+                   stores.streams, reporter)
+    finally:
+        await reporter.close()
+        if made:
+            with contextlib.suppress(errdefs.NotFound):
+                stores.leases.delete(namespace, made)
+
+
+async def in_thread(function: Callable[..., _T], *arguments: Any,
+                    stop: Callable[[], object] | None = None) -> _T:
+    """Run blocking work; when the caller is cancelled, ``stop`` it and wait for its end."""
+    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if stop is not None:
+            stop()
+        with contextlib.suppress(Exception):
+            await task
+        raise
+
+
+# --- unpacking ---
+
+
+def unpack_image(work: Work, target: Descriptor, platform: Platform) -> str:
+    """Unpack the image of a platform; its chain ID.  Blocking."""
+    selected = image_tree.select(work.content, target, platform)
+    unpacker = Unpacker(work.content, work.snapshots)
+    pairs = list(zip(selected.manifest.layers, selected.config.rootfs.diff_ids))
+    layers = [unpacker.stored_layer(layer.digest, diff_id) for layer, diff_id in pairs]
+    chain = unpacker.unpack(layers, layer_progress(work.reporter, selected.manifest.layers))
+    record_unpacked(work.content, selected.manifest, selected.config, chain)
+    return chain
+
+
+def layer_progress(reporter: Reporter, layers: Iterable[Descriptor],
+                   ) -> Callable[[Layer, str, int], None]:
+    by_digest = {layer.digest: layer for layer in layers}
+
+    def told(layer: Layer, event: str, size: int) -> None:
+        descriptor = by_digest[layer.digest]
+        if event == "extracting" and size:
+            reporter.count(event, descriptor, size)
+        else:
+            reporter.state(event, descriptor, progress=size)
+
+    return told
+
+
+def record_unpacked(content: NamespacedContent, manifest: oci.Manifest, config: oci.ImageConfig,
+                    chain: str) -> None:
+    """The labels by which the collector keeps the snapshots of an image."""
+    for layer, diff_id in zip(manifest.layers, config.rootfs.diff_ids):
+        content.update_labels(layer.digest, {UNCOMPRESSED_LABEL: diff_id})
+    if chain:
+        content.update_labels(manifest.config.digest, {GC_SNAPSHOT_LABEL: chain})
+
+
+def platforms_to_unpack(store: transfer_imagestore_pb2.ImageStore) -> list[Platform]:
+    found = []
+    for unpack in store.unpacks:
+        if unpack.snapshotter not in ("", SNAPSHOTTER):
+            raise errdefs.InvalidParameter(f"snapshotter {unpack.snapshotter} does not exist")
+        found.append(platform_of(unpack.platform))
+    return found
+
+
+# --- names ---
+
+
+def names_for(store: transfer_imagestore_pb2.ImageStore, target: Descriptor) -> list[str]:
+    """Under which names the destination wants a target that arrived."""
+    own = target.annotations.get(IMAGE_NAME) or target.annotations.get(REF_NAME, "")
+    names = [store.name] if store.name else []
+    for reference in store.extra_references:
+        if reference.is_prefix:
+            if own and _has_prefix(own, reference.name):
+                names.append(own)
+            elif own and ":" not in own and "/" not in own and reference.name:
+                names.append(f"{reference.name.rstrip(':')}:{own}")
+        elif not reference.add_digest:
+            names.append(reference.name)
+        if reference.add_digest and not (own and reference.skip_named_digest):
+            names.append(f"{reference.name}@{target.digest}")
+    if not store.name and not store.extra_references and own:
+        names.append(own)
+    return list(dict.fromkeys(names))
+
+
+def _has_prefix(name: str, prefix: str) -> bool:
+    """Whole components only: ``docker.io/lib`` is no prefix of ``docker.io/library/x``."""
+    return not prefix or name == prefix or (
+        name.startswith(prefix) and (prefix[-1] in "/:" or name[len(prefix)] in "/:@"))
+
+
+def save_names(work: Work, store: transfer_imagestore_pb2.ImageStore, target: Descriptor,
+               names: Iterable[str]) -> None:
+    """Point image names to a target; what they pointed to before may then be collected."""
+    plain = Descriptor(target.media_type, target.digest, target.size)
+    for name in names:
+        work.images.put(images.Image(name, image_tree.to_record(plain), dict(store.labels)))
+        work.reporter.state("saved", target, name=name)
