@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 NFPROTO_INET, NFPROTO_IPV4 = 1, 2
 _SUBSYSTEM = 10 << 8
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_NEWTABLE, _NEWCHAIN, _NEWRULE = _SUBSYSTEM | 0, _SUBSYSTEM | 3, _SUBSYSTEM | 6
+_NEWTABLE, _DELTABLE = _SUBSYSTEM | 0, _SUBSYSTEM | 2
+_NEWCHAIN, _NEWRULE = _SUBSYSTEM | 3, _SUBSYSTEM | 6
 _NEWSETELEM, _DELSETELEM = _SUBSYSTEM | 12, _SUBSYSTEM | 14
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA = 1, 2
@@ -124,15 +125,19 @@ def _immediate(register: int, value: bytes) -> bytes:
     return _expression("immediate", _be32(1, register), nest(2, attr(_DATA_VALUE, value)))
 
 
-def redirect_output(table: str, address: str, port: int,
-                    targets: dict[str, int]) -> list[Message]:
+def redirect_output(table: str, address: str, port: int, targets: dict[str, int], *,
+                    replace: bool = False) -> list[Message]:
     """A table whose one chain sends what the namespace itself sends to ``address:port`` to other
     ports of that address: ``targets`` is {"udp": port, "tcp": port}."""
     _, raw = rtnetlink.packed(address)
     hook = nest(4, _be32(1, _HOOK_LOCAL_OUT), _be32(2, -100))
     chain = string(1, table) + string(3, "output") + hook + string(7, "nat")
+    make = _message(_NEWTABLE, NFPROTO_IPV4, NLM_F_CREATE, string(1, table),
+                    f"add table ip {table}")
+    drop = _message(_DELTABLE, NFPROTO_IPV4, 0, string(1, table), f"delete table ip {table}")
     messages = [
-        _message(_NEWTABLE, NFPROTO_IPV4, NLM_F_CREATE, string(1, table), f"add table ip {table}"),
+        *((make, drop) if replace else ()),
+        make,
         _message(_NEWCHAIN, NFPROTO_IPV4, NLM_F_CREATE, chain,
                  f"add chain ip {table} output {{ type nat hook output priority -100; }}"),
     ]

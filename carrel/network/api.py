@@ -110,8 +110,6 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     network_name: str
     spec: EndpointSpec
     ifname: str
-    #: index of the interface in the container: n in eth<n> + a fixed base
-    ifindex: int
     host_ifname: str
     mac: str
     ipv4: str = ""
