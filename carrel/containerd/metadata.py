@@ -77,6 +77,8 @@ class Metadata:
         self._depth = 0
         self._failed = False
         self._namespaces: set[str] = set()
+        #: counts the commits of this process: the collector sees by it that all stood still
+        self.changes = 0
         try:
             self._db = self._open()
         except BaseException:
@@ -147,6 +149,7 @@ class Metadata:
                 return
             try:
                 self._db.execute("COMMIT")
+                self.changes += 1
             except sqlite3.Error as error:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")

@@ -178,8 +178,12 @@ class NamespacedSnapshots:
         return self._directories.upper(self.stat(key).id)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None,
-               sync: bool = True, measured: tuple[int, int] | None = None) -> None:
+               sync: bool = True, measured: tuple[int, int] | None = None,
+               parent: str = "") -> None:
         """Make the active ``key`` the committed ``name``.
+
+        ``parent`` gives a snapshot that was prepared without one its place on top of
+        that one (layers unpacked side by side are stacked so).
 
         The files are brought to the disk first, so that a committed layer is
         whole after a power cut; who commits many layers in a row passes
@@ -196,12 +200,18 @@ class NamespacedSnapshots:
         with self._metadata.transaction() as db:
             info = self.stat(key)
             _must_be_active(info)
+            if parent and parent != info.parent:
+                if info.parent:
+                    raise errdefs.InvalidParameter(
+                        f'snapshot "{key}" has the parent "{info.parent}", not "{parent}"')
+                info.parent, info.parent_id = parent, self._parent(parent)
             moment = values.now()
             try:
                 db.execute("UPDATE snapshots SET key = ?, kind = ?, labels = ?, created = ?,"
-                           " updated = ?, size = ?, inodes = ? WHERE id = ?",
+                           " updated = ?, size = ?, inodes = ?, parent = ?, parent_id = ?"
+                           " WHERE id = ?",
                            (name, COMMITTED, pack(labels or {}), moment, moment, size, inodes,
-                            info.id))
+                            info.parent, info.parent_id, info.id))
             except sqlite3.IntegrityError:
                 raise errdefs.AlreadyExists(f'snapshot "{name}": already exists') from None
             remove_resource(db, self.namespace, f"snapshots/{NAME}", key)

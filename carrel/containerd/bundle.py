@@ -1,0 +1,160 @@
+"""Bundles: one directory a task, between this layer, the shim and the runtime.
+
+    STATE/io.containerd.runtime.v2.task/<namespace>/<id>/
+        config.json         the runtime specification
+        rootfs/             where the shim mounts the root file system
+        work                -> ROOT/io.containerd.runtime.v2.task/<namespace>/<id>
+        bootstrap.json      how to reach the shim: version, address, protocol
+        shim-binary-path    which program the shim is, for cleaning up after it
+        log                 FIFO that a cold shim writes its log to
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from errno import EINVAL, ENOENT
+
+from carrel import errdefs
+from carrel.containerd.removal import remove_tree
+from carrel.kernel import syscalls
+
+TASKS = "io.containerd.runtime.v2.task"
+_MNT_DETACH = 2
+
+
+class Bundle:
+    """The paths of one bundle."""
+
+    __slots__ = ("id", "namespace", "path", "work")
+
+    def __init__(self, state: str, root: str, namespace: str, name: str) -> None:
+        self.namespace = namespace
+        self.id = name
+        self.path = f"{state}/{TASKS}/{namespace}/{name}"
+        self.work = f"{root}/{TASKS}/{namespace}/{name}"
+
+    def file(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def has(self, name: str) -> bool:
+        return os.path.exists(self.file(name))
+
+    def create(self) -> None:
+        """The directories; AlreadyExists when there is a bundle."""
+        _make_parents(self.path)
+        try:
+            os.mkdir(self.path, 0o711)
+        except FileExistsError:
+            raise errdefs.AlreadyExists(f"bundle {self.path}: already exists") from None
+        try:
+            os.mkdir(self.file("rootfs"), 0o711)
+            _make_parents(self.work)
+            try:
+                os.mkdir(self.work, 0o711)
+            except FileExistsError:
+                pass
+            os.symlink(self.work, self.file("work"))
+        except BaseException:
+            self.remove()
+            raise
+
+    def write(self, name: str, data: bytes, mode: int = 0o600) -> None:
+        """One file, whole or not at all where it is read by others later."""
+        fd = os.open(self.file(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view):]
+        finally:
+            os.close(fd)
+
+    def save_bootstrap(self, version: int, address: str) -> None:
+        """What a daemon that is started later needs to find the shim."""
+        text = json.dumps({"version": version, "address": address, "protocol": "ttrpc"})
+        self.write("bootstrap.new", text.encode())
+        os.rename(self.file("bootstrap.new"), self.file("bootstrap.json"))
+
+    def bootstrap(self) -> tuple[int, str] | None:
+        """Version and address of the shim, if one was started."""
+        try:
+            with open(self.file("bootstrap.json"), "rb") as file:
+                return parse_bootstrap(file.read())
+        except FileNotFoundError:
+            pass
+        try:
+            with open(self.file("address"), "rb") as file:
+                return parse_bootstrap(file.read())
+        except FileNotFoundError:
+            return None
+
+    def shim_binary(self) -> str:
+        try:
+            with open(self.file("shim-binary-path"), encoding="utf-8") as file:
+                return file.read().strip()
+        except FileNotFoundError:
+            return ""
+
+    def remove(self) -> None:
+        """Take the bundle away; what is still mounted in it is detached, never entered."""
+        try:
+            syscalls.umount2(self.file("rootfs"), _MNT_DETACH)
+        except OSError as error:
+            if error.errno not in (EINVAL, ENOENT):
+                raise
+        for path in (self.path, self.work):
+            parent, _, name = path.rpartition("/")
+            try:
+                fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                remove_tree(fd, name)
+            finally:
+                os.close(fd)
+
+
+def _make_parents(path: str) -> None:
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        os.makedirs(parent, mode=0o711, exist_ok=True)
+
+
+def bundles(state: str, root: str) -> Iterator[Bundle]:
+    """Every bundle there is."""
+    top = f"{state}/{TASKS}"
+    try:
+        namespaces = sorted(os.listdir(top))
+    except FileNotFoundError:
+        return
+    for namespace in namespaces:
+        for name in sorted(os.listdir(f"{top}/{namespace}")):
+            yield Bundle(state, root, namespace, name)
+
+
+def parse_bootstrap(answer: bytes) -> tuple[int, str]:
+    """The answer of a shim's ``start``: JSON, or (shims before 1.7) the plain address."""
+    text = answer.decode("utf-8", "replace").strip()
+    version, address = 2, text
+    if text.startswith("{"):
+        try:
+            raw = json.loads(text)
+            version, address = int(raw["version"]), str(raw["address"])
+            protocol = str(raw.get("protocol") or "ttrpc")
+        except (ValueError, KeyError, TypeError) as error:
+            raise errdefs.SystemFailure(f"shim's answer to start: {error}: {text!r}") from error
+        if protocol != "ttrpc":
+            raise errdefs.NotImplementedYet(f"shim speaks {protocol}; only ttrpc is built")
+    if version not in (2, 3):
+        raise errdefs.NotImplementedYet(f"unsupported shim version ({version})")
+    if not address.startswith(("unix://", "/", "@")):
+        raise errdefs.SystemFailure(f"shim's answer to start is no address: {text[:200]!r}")
+    return version, address
+
+
+def socket_path(address: str) -> str:
+    """The path of ``unix:///path``."""
+    return address.removeprefix("unix://")
+
+

@@ -1,0 +1,363 @@
+"""Tasks: running containers, each with a shim.
+
+    absent --create--> created --start--> running <--> paused
+                          |                  | exit, or the shim's death
+                          +---- delete <-- stopped
+
+State is asked of the shim, which outlives this daemon; nothing but the
+connection is kept here.  A shim that dies takes its knowledge along: what it
+left is cleaned up by the shim program's ``delete``, the exit is published, and
+the task stays as *stopped* until it is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from carrel import errdefs
+from carrel.containerd import values
+from carrel.containerd.bundle import Bundle, bundles
+from carrel.containerd.events import EventBus
+from carrel.containerd.shims import CARREL, SHUTDOWN_TIMEOUT, Launcher, Shim, ShimLog
+from carrel.proto import containers_pb2, shim_v2_pb2, task_events_pb2, tasks_pb2
+
+log = logging.getLogger(__name__)
+
+#: seconds for one call of a shim; hooks of the runtime run inside create and start
+CREATE_TIMEOUT, START_TIMEOUT, CALL_TIMEOUT = 120.0, 120.0, 30.0
+#: what nobody may wait for longer: list and inspect
+STATE_TIMEOUT = 2.0
+LOAD_TIMEOUT = 5.0
+#: exit status of a process that was killed with its shim; where nothing is known
+_KILLED, _UNKNOWN = 137, 255
+
+
+@dataclass(slots=True)
+class Exit:
+    pid: int
+    status: int
+    at: int
+
+
+class Task:
+    """A container's task: its bundle, its shim, and its end when the shim is gone."""
+
+    def __init__(self, bundle: Bundle, runtime: str) -> None:
+        self.bundle = bundle
+        self.runtime = runtime
+        self.shim: Shim | None = None
+        self.log: ShimLog | None = None
+        #: pid of the container's init, as the shim told
+        self.pid = 0
+        #: set when the shim died without telling
+        self.exit: Exit | None = None
+        self.buried = asyncio.Event()
+        #: the end of the connection is expected
+        self.leaving = False
+        #: a shim was started, whether or not it can be reached
+        self.launched = False
+
+    @property
+    def id(self) -> str:
+        return self.bundle.id
+
+    @property
+    def namespace(self) -> str:
+        return self.bundle.namespace
+
+    async def call(self, method: str, request: Any, response: type[Any],
+                   timeout: float | None = CALL_TIMEOUT) -> Any:
+        if self.shim is None or self.exit is not None:
+            raise errdefs.NotFound(f"task {self.id}: its shim is gone: not found")
+        return await self.shim.call(method, request, response, timeout)
+
+    def close(self) -> None:
+        self.leaving = True
+        if self.shim is not None:
+            self.shim.close()
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+
+class TaskManager:
+    """All tasks, by namespace and id."""
+
+    def __init__(self, state: str, root: str, launcher: Launcher, events: EventBus) -> None:
+        self._state = state
+        self._root = root
+        self._launcher = launcher
+        self._events = events
+        self._tasks: dict[tuple[str, str], Task] = {}
+        #: a task that is being made: its id is taken, but it is not there yet
+        self._making: set[tuple[str, str]] = set()
+        self._background: set[asyncio.Task[None]] = set()
+
+    def get(self, namespace: str, name: str) -> Task:
+        try:
+            return self._tasks[namespace, name]
+        except KeyError:
+            raise errdefs.NotFound(f"task {name} not found: not found") from None
+
+    def walk(self, namespace: str) -> Iterator[Task]:
+        for (there, _), task in tuple(self._tasks.items()):
+            if there == namespace:
+                yield task
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # --- create ---
+
+    async def create(self, namespace: str, container: containers_pb2.Container,
+                     request: tasks_pb2.CreateTaskRequest) -> Task:
+        """A shim, and in it the container's init, which waits for ``start``."""
+        key = (namespace, container.id)
+        if key in self._tasks or key in self._making:
+            raise errdefs.AlreadyExists(f"task {container.id}: already exists")
+        runtime = request.runtime_path or container.runtime.name
+        bundle = Bundle(self._state, self._root, namespace, container.id)
+        task = Task(bundle, runtime)
+        self._making.add(key)
+        try:
+            self._make_bundle(bundle)
+            try:
+                await self._create(task, container, request)
+            except BaseException:
+                # also when the client went away: nothing may be left behind
+                await asyncio.shield(self._undo(task))
+                raise
+            self._tasks[key] = task
+        finally:
+            self._making.discard(key)
+        return task
+
+    def _make_bundle(self, bundle: Bundle) -> None:
+        try:
+            bundle.create()
+        except errdefs.AlreadyExists:
+            # of a task that we know nothing of: an interrupted removal
+            bundle.remove()
+            bundle.create()
+
+    async def _create(self, task: Task, container: containers_pb2.Container,
+                      request: tasks_pb2.CreateTaskRequest) -> None:
+        bundle = task.bundle
+        options = request.options if request.HasField("options") else container.runtime.options
+        encoded = options.SerializeToString()
+        if task.runtime != CARREL:
+            task.log = ShimLog(bundle)
+        launching = asyncio.ensure_future(
+            self._launcher.start(bundle, task.runtime, encoded))
+        try:
+            # written while the shim starts: it reads the specification at its Create
+            bundle.write("config.json", container.spec.value)
+        finally:
+            version, address = await launching
+            task.launched = True
+        task.shim = await Shim.connect(bundle, version, address, lambda: self._lost(task))
+        bundle.save_bootstrap(version, address)
+        response = await task.shim.call("Create", shim_v2_pb2.CreateTaskRequest(
+            id=task.id, bundle=bundle.path, rootfs=request.rootfs, terminal=request.terminal,
+            stdin=request.stdin, stdout=request.stdout, stderr=request.stderr,
+            options=options if encoded else None),
+            shim_v2_pb2.CreateTaskResponse, CREATE_TIMEOUT)
+        task.pid = response.pid
+
+    async def _undo(self, task: Task) -> None:
+        """Take back a task that could not be made."""
+        if task.shim is not None and not task.shim.client.closed:
+            task.leaving = True
+            if not await self._ask_to_go(task):
+                await self._launcher.cleanup(task.bundle, task.runtime)
+        elif task.launched or task.shim is not None:
+            await self._launcher.cleanup(task.bundle, task.runtime)
+        task.close()
+        self._drop_files(task)
+
+    async def _ask_to_go(self, task: Task) -> bool:
+        """Delete and shut down, for a shim that answers; False when it does not."""
+        assert task.shim is not None
+        try:
+            try:
+                await task.shim.call("Delete", shim_v2_pb2.DeleteRequest(id=task.id),
+                                     shim_v2_pb2.DeleteResponse, CALL_TIMEOUT)
+            except errdefs.NotFound:
+                pass  # never created
+            await self._shut_down(task)
+        except errdefs.CarrelError as error:
+            log.warning("task %s: the shim does not take leave: %s", task.id, error)
+            return False
+        return True
+
+    async def _shut_down(self, task: Task) -> None:
+        assert task.shim is not None
+        try:
+            await task.shim.call("Shutdown", shim_v2_pb2.ShutdownRequest(id=task.id), Empty,
+                                 SHUTDOWN_TIMEOUT)
+        except errdefs.Unavailable:
+            pass  # it went without an answer
+
+    def _drop_files(self, task: Task) -> None:
+        try:
+            task.bundle.remove()
+        except OSError as error:
+            log.error("remove bundle %s: %s", task.bundle.path, error)
+        try:
+            os.unlink(self._launcher.socket(task.bundle))
+        except FileNotFoundError:
+            pass
+
+    # --- delete ---
+
+    async def delete(self, task: Task) -> Exit:
+        """Delete a stopped task; its shim ends."""
+        if task.exit is not None:
+            await task.buried.wait()
+            self._forget(task)
+            return task.exit
+        assert task.shim is not None
+        try:
+            response = await task.shim.call(
+                "Delete", shim_v2_pb2.DeleteRequest(id=task.id), shim_v2_pb2.DeleteResponse,
+                CALL_TIMEOUT)
+        except errdefs.Unavailable:
+            # the shim died under the call: its burial has the answer
+            end = await self._buried(task)
+            self._forget(task)
+            return end
+        task.leaving = True
+        self._forget(task)
+        self._drop_files(task)
+        self._spawn(self._leave(task))
+        return Exit(response.pid, response.exit_status, response.exited_at.ToNanoseconds())
+
+    async def _leave(self, task: Task) -> None:
+        """Not on the path of the answer: the shim has nothing left but to end."""
+        try:
+            await self._shut_down(task)
+        except errdefs.CarrelError as error:
+            log.warning("task %s: shutdown of its shim: %s", task.id, error)
+        finally:
+            task.close()
+
+    def _forget(self, task: Task) -> None:
+        key = (task.namespace, task.id)
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+
+    # --- the death of a shim ---
+
+    def _lost(self, task: Task) -> None:
+        """The connection ended.  A shim never closes it by itself: it is dead."""
+        if not task.leaving and (task.namespace, task.id) in self._tasks:
+            log.warning("shim of task %s died", task.id)
+            self._spawn(self._bury(task))
+
+    async def _buried(self, task: Task) -> Exit:
+        if task.exit is None and not task.leaving:
+            await self._bury(task)
+        if task.exit is None:
+            raise errdefs.NotFound(f"task {task.id} was deleted: not found")
+        await task.buried.wait()
+        return task.exit
+
+    async def _bury(self, task: Task) -> None:
+        if task.leaving:
+            return
+        task.leaving = True
+        task.exit = Exit(task.pid, _KILLED, values.now())
+        try:
+            response = await self._launcher.cleanup(task.bundle, task.runtime)
+            if response is None:
+                task.exit.status = _UNKNOWN
+            else:
+                task.exit.pid = response.pid or task.pid
+                task.exit.status = response.exit_status or _KILLED
+                if response.exited_at.seconds > 0:
+                    task.exit.at = response.exited_at.ToNanoseconds()
+            self._drop_files(task)
+            self._tell_end(task, task.exit)
+        finally:
+            task.close()
+            task.buried.set()
+
+    def _tell_end(self, task: Task, end: Exit) -> None:
+        at = values.stamp(end.at)
+        self._events.publish(task.namespace, "/tasks/exit", task_events_pb2.TaskExit(
+            container_id=task.id, id=task.id, pid=end.pid, exit_status=end.status, exited_at=at))
+        self._events.publish(task.namespace, "/tasks/delete", task_events_pb2.TaskDelete(
+            container_id=task.id, pid=end.pid, exit_status=end.status, exited_at=at))
+
+    # --- wait ---
+
+    async def wait(self, task: Task, exec_id: str) -> Exit:
+        """Until the process ends; also when its shim dies meanwhile."""
+        if task.exit is None:
+            try:
+                response = await task.call("Wait", shim_v2_pb2.WaitRequest(
+                    id=task.id, exec_id=exec_id), shim_v2_pb2.WaitResponse, None)
+                return Exit(0, response.exit_status, response.exited_at.ToNanoseconds())
+            except errdefs.Unavailable:
+                return await self._buried(task)
+        await task.buried.wait()
+        return task.exit
+
+    # --- restart of this daemon ---
+
+    async def load(self) -> None:
+        """Find the shims of an earlier daemon again; clean up after those that died."""
+        found = list(bundles(self._state, self._root))
+        await asyncio.gather(*(self._load(bundle) for bundle in found))
+
+    async def _load(self, bundle: Bundle) -> None:
+        task = Task(bundle, bundle.shim_binary() or CARREL)
+        key = (bundle.namespace, bundle.id)
+        try:
+            await self._reconnect(task)
+        except (errdefs.CarrelError, OSError) as error:
+            log.info("task %s: its shim is gone: %s", bundle.id, error)
+            await self._load_dead(task)
+            return
+        self._tasks[key] = task
+
+    async def _reconnect(self, task: Task) -> None:
+        where = task.bundle.bootstrap()
+        if where is None:
+            raise errdefs.NotFound("it was never started")
+        if task.bundle.has("log"):
+            task.log = ShimLog(task.bundle)
+        task.shim = await Shim.connect(task.bundle, *where, lambda: self._lost(task))
+        state = await task.shim.call("State", shim_v2_pb2.StateRequest(id=task.id),
+                                     shim_v2_pb2.StateResponse, LOAD_TIMEOUT)
+        task.pid = state.pid
+
+    async def _load_dead(self, task: Task) -> None:
+        where = task.bundle.bootstrap()
+        if task.shim is not None and not task.shim.client.closed:
+            # it answers, but knows no such container: it was being made
+            await self._undo(task)
+            return
+        if where is None and not task.bundle.shim_binary():
+            task.close()
+            self._drop_files(task)
+            return
+        self._tasks[task.namespace, task.id] = task
+        await self._bury(task)
+
+    async def stop(self) -> None:
+        """Let go of the shims; they and their containers live on."""
+        if self._background:
+            await asyncio.wait(set(self._background), timeout=SHUTDOWN_TIMEOUT)
+        for task in self._tasks.values():
+            task.close()
+        self._tasks.clear()
