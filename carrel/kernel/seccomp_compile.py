@@ -5,6 +5,9 @@ what libseccomp cannot:
 
 * a syscall newer than its tables, that the profile names without arguments,
   gets the profile's action (such numbers are equal on all architectures);
+* ``socketcall`` (i386, s390) with the call "socket" gets the default action when
+  the profile limits ``socket`` by its arguments: they are in memory there,
+  where no filter sees them, and libseccomp lets every family through;
 * a syscall newer than every one that the profile names gets ENOSYS, so that a
   libc probes and falls back, as if the kernel were as old as the profile.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from ctypes import c_char_p, c_int, c_uint, c_uint32, c_uint64, c_void_p
 from errno import EEXIST, ENOSYS, EPERM
 
@@ -199,6 +203,8 @@ def _export(lib: _Library, context: int) -> bytes:
 # --- our part in front -------------------------------------------------------
 _LOAD, _JEQ, _JGT, _JGE, _JA, _RET = 0x20, 0x15, 0x25, 0x35, 0x05, 0x06
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data
+_ARGUMENT_LOW = 16 if sys.byteorder == "little" else 20
+_SYS_SOCKET = 1  # of socketcall
 
 
 def _instruction(code: int, k: int, true: int = 0, false: int = 0) -> bytes:
@@ -217,7 +223,8 @@ def _stub(lib: _Library, spec: Spec, architectures: dict[str, int],
         if last >= 0:
             limits.setdefault(ARCHITECTURES[name], {})[name] = last
     for audit, by_name in limits.items():
-        sections[audit] = _section(by_name, beyond, _wants_enosys(spec))
+        sections[audit] = [*_section(by_name, beyond, _wants_enosys(spec)),
+                           *_no_blind_sockets(lib, architectures, by_name, spec, rules)]
     code: list[bytes] = []
     for audit, body in reversed(sections.items()):
         if not body:
@@ -254,6 +261,23 @@ def _section(by_name: dict[str, int], beyond: list[tuple[int, int]], enosys: boo
                  _instruction(_JGT, x32 | _X32_BIT, 0, 1), answer]
     elif plain is not None:
         body += [_instruction(_JGT, plain, 0, 1), answer]
+    return body
+
+
+def _no_blind_sockets(lib: _Library, architectures: dict[str, int], by_name: dict[str, int],
+                      spec: Spec, rules: list[tuple[str, Spec]]) -> list[bytes]:
+    sockets = [rule for name, rule in rules if name == "socket"]
+    if not sockets or not all(rule.get("args") for rule in sockets) or any(
+            name == "socketcall" for name, _ in rules):
+        return []
+    default = action(spec["defaultAction"], spec.get("defaultErrnoRet"))
+    body = []
+    for name in by_name:
+        number = lib.resolve_arch(architectures[name], b"socketcall")
+        if number >= 0:
+            body += [_instruction(_JEQ, number, 0, 4), _instruction(_LOAD, _ARGUMENT_LOW),
+                     _instruction(_JEQ, _SYS_SOCKET, 0, 1), _instruction(_RET, default),
+                     _instruction(_LOAD, _NUMBER)]
     return body
 
 

@@ -8,8 +8,9 @@ leaves open; AF_VSOCK (40) is treated alike:
 * ``socket(38 | 1 << 32)``: a filter compares 64 bits, the kernel uses 32. The
   families above 40 are therefore allowed as exact bit patterns, not as ``> 40``;
 * i386's ``socketcall`` takes its arguments from memory, where no filter sees
-  them. Its calls other than ``socket`` stay allowed (a libc of the last ten
-  years makes sockets by the direct syscall).
+  them, so it is not allowed as a whole. libseccomp opens it for each allowed
+  socket call; for ``socket`` itself the compiler closes it (a libc of the last
+  ten years makes sockets by the direct syscall).
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def profile(capabilities: set[str], arch: str = "x86_64", kernel: str = "6.1") -
         if capability in capabilities:
             allowed += names.split()
     rules: list[Rule] = [{"names": list(dict.fromkeys(allowed)), "action": ALLOW},
-                         *_socket_rules(), *_socketcall_rules()]
+                         *_socket_rules()]
     rules += [_rule("personality", 0, "SCMP_CMP_EQ", value) for value in _PERSONALITIES]
     if "CAP_SYS_ADMIN" not in capabilities:
         flags_argument = 1 if arch.startswith("s390") else 0
@@ -175,14 +176,6 @@ def _socket_rules() -> list[Rule]:
         rules.append(_rule("socket", 0, "SCMP_CMP_MASKED_EQ", _ALL_BITS & ~(size - 1), low))
         low += size
     return rules
-
-
-_SYS_SOCKET = 1
-
-
-def _socketcall_rules() -> list[Rule]:
-    return [_rule("socketcall", 0, "SCMP_CMP_EQ", call)
-            for call in range(_SYS_SOCKET + 1, 21)]
 
 
 def kernel_version(text: str) -> tuple[int, int]:
