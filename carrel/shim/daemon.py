@@ -1,0 +1,124 @@
+"""From a fork to a serving shim: the same for a cold start and for the zygote."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+
+from carrel.kernel import syscalls as k
+from carrel.shim.log import Log
+from carrel.shim.loop import Loop
+from carrel.shim.service import Shim
+from carrel.shim.ttrpc import listen
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from types import FrameType
+
+_PATH_MAX = 107
+
+
+class Config:
+    """What one shim is told."""
+
+    __slots__ = ("bundle", "debug", "id", "namespace", "publish", "socket")
+
+    def __init__(self, namespace: str, identity: str, bundle: str, socket_path: str, publish: str,
+                 debug: bool = False) -> None:
+        self.namespace = namespace
+        self.id = identity
+        self.bundle = bundle
+        self.socket = socket_path
+        self.publish = publish
+        self.debug = debug
+
+    @property
+    def address(self) -> str:
+        return f"unix://{self.socket}"
+
+
+def socket_path(address: str, namespace: str, identity: str, directory: str = "") -> str:
+    """Where the shim of this container listens: beside its containerd, in ``s``."""
+    name = hashlib.sha256(f"{address}/{namespace}/{identity}".encode()).hexdigest()[:32]
+    beside = os.path.join(os.path.dirname(address.removeprefix("unix://")), "s")
+    for place in (directory, beside, "/run/containerd/s"):
+        if place and len(os.path.join(place, name)) <= _PATH_MAX:
+            return os.path.join(place, name)
+    raise AssertionError("the last place is short enough")
+
+
+def open_listener(config: Config) -> socket.socket:
+    """Listen, and note the address in the bundle for a containerd that restarts."""
+    os.makedirs(os.path.dirname(config.socket), 0o711, exist_ok=True)
+    listener = listen(config.socket)
+    try:
+        write_file(os.path.join(config.bundle, "address"), config.address)
+    except BaseException:
+        listener.close()
+        os.unlink(config.socket)
+        raise
+    return listener
+
+
+def write_file(path: str, text: str) -> None:
+    """All of it or nothing."""
+    temporary = f"{path}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+def serve(config: Config, listener: socket.socket) -> None:
+    """Be the shim. Returns after Shutdown."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # a handler and not SIG_IGN: that one would be inherited by programs we start
+        signal.signal(number, _ignore)
+    k.prctl(k.PR_SET_CHILD_SUBREAPER, 1)
+    loop = Loop()
+    log = Log(os.path.join(config.bundle, "log"), config.id, config.debug)
+    shim = Shim(loop, listener, config.namespace, config.publish, log)
+    write_file(os.path.join(config.bundle, "shim.pid"), str(os.getpid()))
+    try:
+        loop.run()
+    finally:
+        shim.server.close()
+        try:
+            os.unlink(config.socket)
+        except FileNotFoundError:
+            pass
+
+
+def _ignore(_signal: int, _frame: FrameType | None) -> None:
+    """The shim ends when its container does."""
+
+
+def become_daemon(config: Config, keep: int) -> None:
+    """In the child: own session, own directory, nothing inherited but ``keep``."""
+    os.setsid()
+    os.chdir(config.bundle)
+    os.umask(0o022)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        if fd != null:
+            os.dup2(null, fd)
+    first = 3
+    if keep > first:
+        k.close_range(first, keep - 1)
+    k.close_range(keep + 1, 0xFFFFFFFF)
+
+
+def adjust_oom_score() -> None:
+    """One above the daemon's: the kernel shall take a shim before it, and a container first."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+            score = int(file.read())
+            if score < 0:
+                file.seek(0)
+                file.write(str(score + 1))
+    except OSError:
+        pass  # not permitted in some containers; then it stays as it is

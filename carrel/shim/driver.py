@@ -1,0 +1,67 @@
+"""What the shim asks of an OCI runtime, whichever it is.
+
+Methods are generators (``yield from driver.start()``): a runtime that is a
+program takes its time, and the shim serves others meanwhile.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from carrel.shim.loop import Work
+    from carrel.shim.wire import Message
+
+
+class Made:
+    """A process that was made: its pid, and the master of its terminal or -1."""
+
+    __slots__ = ("console", "pid")
+
+    def __init__(self, pid: int, console: int = -1) -> None:
+        self.pid = pid
+        self.console = console
+
+
+class Driver:
+    """One container's runtime."""
+
+    #: how a failure begins: "OCI runtime create failed: ..."
+    failure = "OCI runtime {} failed: {}"
+
+    def create(self, mounts: list[Message], terminal: bool,
+               child: tuple[int, int, int] | None) -> Work:
+        """Make the container; gives :class:`Made`; init waits for :meth:`start`."""
+        raise NotImplementedError
+
+    def start(self) -> Work:
+        raise NotImplementedError
+
+    def exec(self, exec_id: str, process: dict[str, Any], terminal: bool,
+             child: tuple[int, int, int] | None) -> Work:
+        """Run another process in the container; gives :class:`Made`."""
+        raise NotImplementedError
+
+    def kill(self, signal: int, all_processes: bool) -> Work:
+        raise NotImplementedError
+
+    def pause(self) -> Work:
+        raise NotImplementedError
+
+    def resume(self) -> Work:
+        raise NotImplementedError
+
+    def update(self, resources: dict[str, Any]) -> Work:
+        raise NotImplementedError
+
+    def pids(self) -> Work:
+        """Gives ``list[int]``, as seen from outside."""
+        raise NotImplementedError
+
+    def delete(self, force: bool = False) -> Work:
+        """Remove the container and what it held; gone already is fine."""
+        raise NotImplementedError
+
+    def released(self) -> None:
+        """After the exit was reported: let go of what kept cleaning off that path."""

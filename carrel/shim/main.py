@@ -1,0 +1,206 @@
+"""``containerd-shim-carrel-v1``: the program that containerd starts (runtime v2)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from carrel.shim.wire import Message
+
+NAME = "io.containerd.carrel.v1"
+USAGE = """usage: containerd-shim-carrel-v1 [flags] start | delete | zygote
+
+Started by containerd (or carrel-containerd) for one container; not by hand.
+
+  -namespace NAME        namespace that owns the container
+  -id ID                 id of the container
+  -bundle PATH           path of the bundle, if it is not the working directory
+  -address ADDRESS       containerd's gRPC address
+  -publish-binary PATH   ignored: events go to $TTRPC_ADDRESS
+  -socket PATH           where to listen, if not at the usual place
+  -debug                 log more
+  -info                  print what this runtime is, as protobuf, and leave
+  -v                     print the version and leave
+"""
+_VALUES = ("namespace", "id", "bundle", "address", "publish-binary", "socket", "debug-socket")
+_SWITCHES = ("debug", "v", "version", "info", "h", "help")
+STDIN_MAX = 10 << 20
+
+
+class UsageError(Exception):
+    pass
+
+
+class Flags:
+    """Go's flag syntax: ``-name value``, ``--name=value``, ``-switch``."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.values = dict.fromkeys(_VALUES, "")
+        self.switches: set[str] = set()
+        self.action = ""
+        rest = list(arguments)
+        while rest and rest[0].startswith("-") and rest[0] != "-":
+            word = rest.pop(0)
+            if word == "--":
+                break
+            name, separator, value = word.lstrip("-").partition("=")
+            if name in _SWITCHES:
+                if not separator or value.lower() in ("1", "t", "true"):
+                    self.switches.add(name)
+            elif name in _VALUES:
+                if not separator:
+                    if not rest:
+                        raise UsageError(f"flag needs an argument: -{name}")
+                    value = rest.pop(0)
+                self.values[name] = value
+            else:
+                raise UsageError(f"flag provided but not defined: -{name}")
+        if rest:
+            self.action = rest[0]
+
+    def __getitem__(self, name: str) -> str:
+        return self.values[name]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        flags = Flags(sys.argv[1:] if arguments is None else arguments)
+    except UsageError as error:
+        sys.stderr.write(f"{error}\n{USAGE}")
+        return 2
+    if flags.switches & {"h", "help"}:
+        sys.stdout.write(USAGE)
+        return 0
+    if flags.switches & {"v", "version"}:
+        return version()
+    try:
+        if "info" in flags.switches:
+            return info()
+        if flags.action == "zygote":
+            from carrel.shim import zygote
+            return zygote.main()
+        if not flags["namespace"]:
+            raise UsageError("shim namespace cannot be empty")
+        if not flags["id"] or "/" in flags["id"] or flags["id"] in (".", ".."):
+            raise UsageError(f"bad id {flags['id']!r}")
+        if flags.action == "start":
+            return start(flags)
+        if flags.action == "delete":
+            return delete(flags)
+        raise UsageError(f"unknown action {flags.action!r}: start, delete or zygote")
+    except (UsageError, OSError, ValueError) as error:
+        sys.stderr.write(f"{NAME}: {error}\n")
+        return 1
+
+
+def version() -> int:
+    from carrel.shim.service import VERSION
+    sys.stdout.write(f"{os.path.basename(sys.argv[0])}:\n  Version:  {VERSION}\n"
+                     f"  Python version: {sys.version.split()[0]}\n\n")
+    return 0
+
+
+def start(flags: Flags) -> int:
+    """Listen, leave a daemon behind, print the address."""
+    from carrel.shim.daemon import Config, open_listener, socket_path
+    bundle = os.path.abspath(flags["bundle"] or os.getcwd())
+    params = bootstrap_params(read_stdin(), flags)
+    directory = params["socket_dir"] if params is not None else ""
+    address = flags["address"] or os.environ.get("GRPC_ADDRESS", "")
+    path = flags["socket"] or socket_path(address, flags["namespace"], flags["id"], directory)
+    publish = os.environ.get("TTRPC_ADDRESS", "")
+    if params is not None and params["containerd_ttrpc_address"]:
+        publish = params["containerd_ttrpc_address"]
+    config = Config(flags["namespace"], flags["id"], bundle, path, publish,
+                    "debug" in flags.switches)
+    listener = open_listener(config)
+    try:
+        detach(config, listener)
+    except BaseException:
+        os.unlink(path)
+        raise
+    if params is not None:
+        from carrel.shim.schema import SCHEMAS
+        from carrel.shim.wire import encode
+        answer = encode(SCHEMAS["BootstrapResult"],
+                        {"version": 3, "address": config.address, "protocol": "ttrpc"})
+        sys.stdout.buffer.write(answer)
+    else:
+        # the plain address is understood by every containerd since 1.2; newer
+        # ones take it as task API version 2, which they still speak
+        sys.stdout.write(config.address)
+    sys.stdout.flush()
+    return 0
+
+
+def detach(config: object, listener: object) -> None:
+    """Fork twice; the grandchild serves and belongs to nobody."""
+    import socket
+
+    from carrel.shim import daemon
+    assert isinstance(config, daemon.Config)
+    assert isinstance(listener, socket.socket)
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        if status:
+            raise OSError(f"the shim's first child failed with status {status}")
+        listener.close()
+        return
+    code = 1
+    try:
+        daemon.become_daemon(config, listener.fileno())
+        if os.fork():
+            os._exit(0)
+        daemon.adjust_oom_score()
+        daemon.serve(config, listener)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def read_stdin() -> bytes:
+    if os.isatty(0):
+        return b""
+    with os.fdopen(os.dup(0), "rb") as stdin:
+        return stdin.read(STDIN_MAX)
+
+
+def bootstrap_params(data: bytes, flags: Flags) -> Message | None:
+    """containerd 2.3 and later say everything on stdin; before, it held only an Any."""
+    from carrel.shim.schema import SCHEMAS
+    from carrel.shim.wire import WireError, decode
+    if not data:
+        return None
+    try:
+        params = decode(SCHEMAS["BootstrapParams"], data)
+    except WireError:
+        return None
+    if params["instance_id"] != flags["id"] or params["namespace"] != flags["namespace"]:
+        return None
+    return params
+
+
+def delete(flags: Flags) -> int:
+    """After a dead shim: kill what it left, unmount, tell how it ended."""
+    from carrel.shim.cleanup import clean_up
+    bundle = os.path.abspath(flags["bundle"] or os.getcwd())
+    sys.stdout.buffer.write(clean_up(flags["namespace"], flags["id"], bundle))
+    sys.stdout.flush()
+    return 0
+
+
+def info() -> int:
+    """What containerd 2.x asks before it uses special features."""
+    from carrel.shim.schema import SCHEMAS
+    from carrel.shim.service import VERSION
+    from carrel.shim.wire import decode, encode
+    given = decode(SCHEMAS["Any"], read_stdin())
+    message = {"name": NAME, "version": {"version": VERSION},
+               "options": given if given["type_url"] else None}
+    sys.stdout.buffer.write(encode(SCHEMAS["RuntimeInfo"], message))
+    sys.stdout.flush()
+    return 0
