@@ -1,0 +1,128 @@
+"""Walking paths that somebody else controls.
+
+Every function takes the descriptor of a root and stays below it, whatever
+symlinks or races the tree holds: the kernel does the walk
+(``openat2(RESOLVE_IN_ROOT)``), and whatever has to be created is created
+relative to a descriptor that such a walk returned.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EEXIST, EINVAL, ELOOP, ENOENT, ENOTDIR, EXDEV
+from stat import S_ISDIR, S_ISLNK
+
+from carrel.kernel.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+_PATH = os.O_PATH | os.O_CLOEXEC
+_MAX_LINKS = 255
+
+
+def open_in_root(kernel: Any, root_fd: int, path: str, flags: int = _PATH) -> int:
+    """Open ``path`` as seen from inside ``root_fd``."""
+    return int(kernel.openat2(root_fd, path.lstrip("/") or ".", flags, IN_ROOT))
+
+
+def find_in_root(kernel: Any, root_fd: int, path: str) -> int:
+    """Like :func:`open_in_root` as O_PATH, but -1 when there is nothing there."""
+    try:
+        return open_in_root(kernel, root_fd, path)
+    except OSError as error:
+        if error.errno in (ENOENT, ENOTDIR):
+            return -1
+        raise
+
+
+def make_directory(kernel: Any, root_fd: int, path: str, mode: int = 0o755) -> int:
+    """Open the directory ``path``, made with its parents where missing."""
+    fd = find_in_root(kernel, root_fd, path)
+    if fd >= 0:
+        if not S_ISDIR(os.fstat(fd).st_mode):
+            kernel.close(fd)
+            raise NotADirectoryError(ENOTDIR, "Not a directory", path)
+        return fd
+    return _create(kernel, root_fd, path, mode, directory=True)
+
+
+def make_file(kernel: Any, root_fd: int, path: str, mode: int = 0o755) -> int:
+    """O_PATH descriptor of the file ``path``, made empty (with parents) where missing."""
+    fd = find_in_root(kernel, root_fd, path)
+    return fd if fd >= 0 else _create(kernel, root_fd, path, mode, directory=False)
+
+
+def make_parent(kernel: Any, root_fd: int, path: str) -> tuple[int, str]:
+    """(descriptor of the directory above ``path``, last component)."""
+    parent, _, name = path.rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
+        raise OSError(EINVAL, "Invalid path", path)
+    return make_directory(kernel, root_fd, parent or "/"), name
+
+
+def _create(kernel: Any, root_fd: int, path: str, mode: int, *, directory: bool) -> int:
+    """Walk component by component, following symlinks ourselves where they
+    dangle, and create what is missing.  ``done`` never contains a symlink."""
+    todo = [c for c in reversed(path.split("/")) if c not in ("", ".")]
+    done: list[str] = []
+    links = 0
+    while todo:
+        name = todo.pop()
+        if name == "..":
+            if done:
+                done.pop()
+            continue
+        parent = _open_plain(kernel, root_fd, done)
+        try:
+            try:
+                found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            except FileNotFoundError:
+                _make_entry(kernel, parent, name, mode, as_directory=directory or bool(todo))
+                done.append(name)
+                continue
+            if S_ISLNK(found.st_mode):
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(ELOOP, "Too many levels of symbolic links", path)
+                target = os.readlink(name, dir_fd=parent)
+                if target.startswith("/"):
+                    done.clear()
+                todo.extend(c for c in reversed(target.split("/")) if c not in ("", "."))
+                continue
+            if todo and not S_ISDIR(found.st_mode):
+                raise NotADirectoryError(ENOTDIR, "Not a directory", path)
+            done.append(name)
+        finally:
+            kernel.close(parent)
+    return _open_plain(kernel, root_fd, done)
+
+
+def _open_plain(kernel: Any, root_fd: int, components: list[str]) -> int:
+    """Open a path that we found free of symlinks; a swap meanwhile stays inside."""
+    return open_in_root(kernel, root_fd, "/".join(components) or "/")
+
+
+def _make_entry(kernel: Any, parent: int, name: str, mode: int, *, as_directory: bool) -> None:
+    try:
+        if as_directory:
+            kernel.mkdirat(parent, name, mode)
+        else:
+            kernel.close(kernel.openat(
+                parent, name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, mode))
+    except OSError as error:
+        if error.errno != EEXIST:  # somebody else was quicker: as good
+            raise
+
+
+def is_symlink(root_fd: int, path: str) -> bool:
+    """Whether the last component of ``path`` itself is a symlink (an early check
+    for a clear message; safety does not rest on it)."""
+    try:
+        return S_ISLNK(os.stat(path.lstrip("/"), dir_fd=root_fd, follow_symlinks=False).st_mode)
+    except OSError as error:
+        if error.errno in (ENOENT, ENOTDIR, ELOOP, EXDEV):
+            return False
+        raise

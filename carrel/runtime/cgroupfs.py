@@ -1,0 +1,108 @@
+"""How a container sees /sys/fs/cgroup."""
+
+from __future__ import annotations
+
+from errno import EPERM
+from os import fstat
+from stat import S_ISDIR
+
+from carrel.kernel import paths, syscalls
+from carrel.runtime.mounts import MountOperation, new_filesystem, set_propagation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from carrel.kernel.plan import Operation
+    from carrel.runtime.options import Options
+    from carrel.runtime.view import View
+
+_DEFAULT_ATTRIBUTES = (syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+                       | syscalls.MOUNT_ATTR_NOEXEC)
+
+
+def plan(view: View, destination: str, options: Options,
+         cgroup_mounts: Callable[[], list[dict[str, Any]]] | None, *,
+         private: bool) -> list[Operation]:
+    entries = cgroup_mounts() if cgroup_mounts is not None else []
+    return [MountCgroups(view, destination, options, entries, private=private)]
+
+
+class MountCgroups(MountOperation):
+    """The hierarchies of the container below one directory.
+
+    With a cgroup namespace of its own they are mounted anew, and its group is
+    the root it sees; without, its own directory is bound.
+    """
+
+    __slots__ = ("entries", "options", "private")
+
+    def __init__(self, view: View, destination: str, options: Options,
+                 entries: list[dict[str, Any]], *, private: bool) -> None:
+        super().__init__(view, destination)
+        self.options, self.entries, self.private = options, entries, private
+
+    def describe(self) -> str:
+        return f"mount cgroups on {self.destination}"
+
+    def execute(self, kernel: Any) -> None:
+        target = paths.make_directory(kernel, self.view.root_fd, self.destination)
+        unified = [e for e in self.entries if e["type"] == "cgroup2"]
+        attributes = self.options.attr_set
+        if unified:
+            top = self._hierarchy(kernel, unified[0], attributes)
+            kernel.move_mount(top, target, self.destination)
+        else:
+            base = attributes & ~syscalls.MOUNT_ATTR_RDONLY or _DEFAULT_ATTRIBUTES
+            top = new_filesystem(kernel, "tmpfs", "tmpfs", ["mode=755"], (), base)
+            kernel.move_mount(top, target, self.destination)
+            for entry in self.entries:
+                self._below(kernel, top, entry, attributes)
+            if attributes & syscalls.MOUNT_ATTR_RDONLY:
+                kernel.mount_setattr(top, 0, syscalls.MOUNT_ATTR_RDONLY)
+        set_propagation(kernel, top, self.options)
+        kernel.close(top)
+        kernel.close(target)
+
+    def _below(self, kernel: Any, top: int, entry: dict[str, Any], attributes: int) -> None:
+        name = entry["destination"]
+        kernel.mkdirat(top, name, 0o755)
+        tree = self._hierarchy(kernel, entry, attributes)
+        where = kernel.openat(top, name, syscalls.O_PATH)
+        kernel.move_mount(tree, where, f"{self.destination}/{name}")
+        kernel.close(where)
+        kernel.close(tree)
+        for link in entry.get("links") or ():
+            kernel.symlinkat(name, top, link.removeprefix("name="))
+
+    def _hierarchy(self, kernel: Any, entry: dict[str, Any], attributes: int) -> int:
+        if not self.private:
+            return self._bound(kernel, entry, attributes)
+        if entry["type"] == "cgroup2":
+            try:
+                return new_filesystem(kernel, "cgroup2", "cgroup", self.options.data, (),
+                                      attributes)
+            except OSError as error:
+                if error.errno != EPERM:
+                    raise
+                return self._bound(kernel, entry, attributes)
+        names = [n for n in str(entry["data"]).split(",") if n]
+        data = [*(["none"] if names[0].startswith("name=") else []), *names]
+        return new_filesystem(kernel, "cgroup", "cgroup", data, (), attributes)
+
+    def _bound(self, kernel: Any, entry: dict[str, Any], attributes: int) -> int:
+        tree = int(kernel.open_tree(syscalls.AT_FDCWD, entry["source"],
+                                    syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE))
+        assert S_ISDIR(fstat(tree).st_mode)
+        kernel.mount_setattr(tree, 0, attributes)
+        return tree
+
+    def shell(self) -> str:
+        lines = [f"mount -t tmpfs -o mode=755 tmpfs .{self.destination}"]
+        for entry in self.entries:
+            where = f".{self.destination}/{entry['destination']}"
+            lines.append(f"mkdir -p {where} && mount -t {entry['type']} "
+                         f"-o {entry.get('data', '')} cgroup {where}" if self.private else
+                         f"mkdir -p {where} && mount --bind {entry['source']} {where}")
+        return "\n".join(lines)

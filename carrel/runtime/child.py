@@ -1,0 +1,260 @@
+"""The life of a container's process between clone and execve.
+
+The order is that of docs/ARCHITECTURE.md: descriptors closed, not dumpable,
+cgroup, namespaces, private procfs, mounts by descriptor, pivot_root, then the
+process's own rights, the wait for ``start``, the filter, execve.
+
+Nothing here may import, open a file of the container by a library, or let an
+exception out: this process has the heap of its parent and must end in
+``execve`` or ``_exit``.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal.py needs enum: 3 ms of import
+import gc
+import os
+import sys
+from errno import EACCES, EISDIR, ENOENT, ENOEXEC, ENOTDIR
+
+from carrel.kernel import record, syscalls
+from carrel.runtime.report import Report, pack_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from carrel.kernel.plan import Operation
+    from carrel.runtime.view import View
+
+#: what an execve may answer -> what a shell would
+EXIT_FAILED = 1
+
+
+class Child:
+    """Everything the child needs, made by the parent before the clone."""
+
+    __slots__ = ("after_go", "argv", "before", "cgroup", "early", "env", "fifo_fd",
+                 "install_filter", "joins", "keep_fds", "kernel", "preserve_fds", "stdio",
+                 "terminal", "unshare_flags", "view", "wait_for_maps")
+
+    def __init__(self, view: View, kernel: Any) -> None:
+        self.view = view
+        self.kernel = kernel
+        self.early: list[Operation] = []       # before namespaces are joined
+        self.before: list[Operation] = []      # up to the wait for start
+        self.after_go: list[Operation] = []    # between start and execve
+        self.argv: list[bytes] = []
+        self.env: list[bytes] = []
+        self.stdio: tuple[int, int, int] | None = None
+        self.terminal = False
+        self.cgroup: Any = None
+        self.joins: list[tuple[int, int, str]] = []
+        self.unshare_flags = 0
+        self.fifo_fd = -1
+        self.keep_fds: list[int] = []
+        self.preserve_fds = 0
+        self.wait_for_maps = False
+        self.install_filter: Any = None
+
+
+def run(child: Child, report: Report) -> NoReturn:
+    """Become the container's process. Never returns, never raises."""
+    fifo = -1
+    current: Operation | None = None
+    record.current_step = "child"
+    try:
+        gc.disable()
+        child.view.report = report
+        _prepare(child, report)
+        for operation in child.before:
+            current = operation
+            record.current_step = operation.step
+            operation.execute(child.kernel)
+        current = None
+        record.current_step = "exec"
+        path = find_program(child)
+        if child.fifo_fd >= 0:
+            report.send(b"R")
+            fifo = _wait_for_start(child)
+        for operation in child.after_go:
+            current = operation
+            record.current_step = operation.step
+            operation.execute(child.kernel)
+        current = None
+        record.current_step = "exec"
+        _last_steps(child, report)
+        child.kernel.execve(path, child.argv, child.env)
+    except BaseException as error:
+        try:
+            packet = pack_error(error, record.current_step, current)
+            if fifo >= 0:
+                os.write(fifo, packet)
+            else:
+                report.socket.send(packet)
+        except BaseException:
+            pass  # nobody listens any more: the exit status is all there is
+    os._exit(EXIT_FAILED)
+
+
+def _prepare(child: Child, report: Report) -> None:
+    kernel, view = child.kernel, child.view
+    reset_signals()
+    _place_stdio(child)
+    record.current_step = "descriptors"
+    close_all_but(kernel, [report.fd, view.null_fd, child.fifo_fd, *child.keep_fds,
+                           *(fd for fd, _, _ in child.joins), *view.source_trees.values()],
+                  child.preserve_fds)
+    kernel.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    sys.path.clear()
+    sys.meta_path.clear()  # an import from here on is an error, not a file of the container
+    if child.wait_for_maps:
+        record.current_step = "user namespace"
+        report.ask(b"M")
+        kernel.setresgid(0)
+        kernel.setresuid(0)
+        kernel.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    if child.cgroup is not None:
+        record.current_step = "cgroup"
+        child.cgroup.join_self()
+    for operation in child.early:
+        record.current_step = operation.step
+        operation.execute(kernel)
+    record.current_step = "namespaces"
+    for fd, kinds, _ in child.joins:
+        kernel.setns(fd, kinds)
+    if child.unshare_flags:
+        kernel.unshare(child.unshare_flags)
+
+
+def reset_signals() -> None:
+    """Python ignores SIGPIPE and SIGXFSZ and handles SIGINT; a payload must not inherit it."""
+    for number in range(1, 32):
+        if number in (9, 19):
+            continue
+        if _signal.getsignal(number) != _signal.SIG_DFL:
+            _signal.signal(number, _signal.SIG_DFL)
+    for number in range(34, 65):
+        if _signal.getsignal(number) not in (_signal.SIG_DFL, None):
+            _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+
+
+def _place_stdio(child: Child) -> None:
+    """The three streams on 0, 1, 2. With a terminal, /dev/null until it is there."""
+    null = child.view.null_fd
+    if child.terminal:
+        wanted = [null, null, null]
+    elif child.stdio is None:
+        wanted = [0, 1, 2]
+    else:
+        wanted = [null if fd < 0 else fd for fd in child.stdio]
+    if wanted == [0, 1, 2]:
+        for fd in (0, 1, 2):
+            try:
+                os.set_inheritable(fd, True)
+            except OSError:
+                os.dup2(null, fd)
+        return
+    # through copies above 2, so that none is overwritten before it is used
+    copies = [_duplicate(fd) if fd < 3 else fd for fd in wanted]
+    for number, fd in enumerate(copies):
+        os.dup2(fd, number)
+
+
+def _duplicate(fd: int) -> int:
+    from fcntl import F_DUPFD_CLOEXEC, fcntl
+    return fcntl(fd, F_DUPFD_CLOEXEC, 3)
+
+
+def close_all_but(kernel: Any, keep: list[int], preserve: int) -> None:
+    """One close_range per gap: nothing of the parent stays open."""
+    first = 3 + preserve
+    for fd in sorted({fd for fd in keep if fd >= first}):
+        if fd > first:
+            kernel.close_range(first, fd - 1)
+        first = fd + 1
+    kernel.close_range(first, 0xFFFFFFFF)
+
+
+def _wait_for_start(child: Child) -> int:
+    """Open the fifo for writing, which waits for the reader that ``start`` is."""
+    fifo = os.open(f"{os.getpid()}/fd/{child.fifo_fd}", os.O_WRONLY | os.O_CLOEXEC,
+                   dir_fd=child.view.proc_fd)
+    os.write(fifo, b"0")
+    return fifo
+
+
+def _last_steps(child: Child, report: Report) -> None:
+    # Whatever an operation left open is gone with execve; 0, 1, 2 and what the
+    # caller wants preserved stay.
+    child.kernel.close_range(3 + child.preserve_fds, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
+    for fd in range(3, 3 + child.preserve_fds):
+        os.set_inheritable(fd, True)
+    if child.install_filter is not None:
+        record.current_step = "seccomp"
+        child.install_filter(child, report)
+        record.current_step = "exec"
+
+
+def find_program(child: Child) -> bytes:
+    """The file to execute, as execvp finds it in the container's PATH.
+
+    Never the interpreter that runs us: an image that names ``/proc/self/exe``
+    would get a handle on the host's binary (CVE-2019-5736).
+    """
+    name = child.argv[0]
+    if b"/" in name:
+        _check_program(name, name)
+        return name
+    denied = False
+    for directory in _search_path(child.env):
+        candidate = (directory or b".") + b"/" + name
+        try:
+            _check_program(candidate, name)
+        except OSError as error:
+            if error.errno in (ENOENT, ENOTDIR, EISDIR):
+                continue
+            if error.errno == EACCES:
+                denied = True
+                continue
+            raise
+        return candidate
+    if denied:
+        raise OSError(EACCES, f'exec: "{os.fsdecode(name)}": permission denied')
+    raise OSError(ENOENT, f'exec: "{os.fsdecode(name)}": executable file not found in $PATH')
+
+
+def _search_path(env: list[bytes]) -> list[bytes]:
+    for entry in env:
+        if entry.startswith(b"PATH="):
+            return entry[5:].split(b":")
+    return []
+
+
+def _check_program(path: bytes, name: bytes) -> None:
+    shown = os.fsdecode(name)
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        number = error.errno or ENOENT
+        raise OSError(number, f'exec: "{shown}": stat {shown}: '
+                              f"{os.strerror(number).lower()}") from None
+    if found.st_mode & 0o170000 == 0o040000:
+        raise OSError(EISDIR, f'exec: "{shown}": is a directory')
+    if not found.st_mode & 0o111:
+        raise OSError(EACCES, f'exec: "{shown}": permission denied')
+    if (found.st_dev, found.st_ino) == interpreter():
+        raise OSError(ENOEXEC, f'exec: "{shown}": refused: it is the runtime itself')
+
+
+_interpreter: tuple[int, int] | None = None
+
+
+def interpreter() -> tuple[int, int]:
+    """(device, inode) of our own executable; asked ahead, on the host."""
+    global _interpreter
+    if _interpreter is None:
+        found = os.stat("/proc/self/exe")
+        _interpreter = (found.st_dev, found.st_ino)
+    return _interpreter

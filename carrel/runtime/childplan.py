@@ -1,0 +1,120 @@
+"""What the child of a new container will do, in order."""
+
+from __future__ import annotations
+
+import os
+
+from carrel.errdefs import InvalidParameter
+from carrel.kernel import seccomp
+from carrel.kernel.plan import Operation
+from carrel.oci import json
+from carrel.runtime import hooks, identity, inside, planner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from carrel.runtime.child import Child
+    from carrel.runtime.create import Maker
+    from carrel.runtime.report import Report
+    from carrel.runtime.view import View
+
+    Spec = dict[str, Any]
+
+
+class AwaitHostHooks(Operation):
+    """Stop while the parent runs prestart and createRuntime on the host."""
+
+    __slots__ = ("view",)
+    step = "hooks"
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def describe(self) -> str:
+        return "run prestart and createRuntime hooks on the host"
+
+    def execute(self, kernel: Any) -> None:
+        self.view.report.ask(b"H")
+
+
+class RunHooks(Operation):
+    """Hooks of the container's own namespaces."""
+
+    __slots__ = ("hooks", "point", "state")
+    step = "hooks"
+
+    def __init__(self, hooks_: list[Spec], point: str, state: Spec) -> None:
+        self.hooks, self.point, self.state = hooks_, point, state
+
+    def describe(self) -> str:
+        return f"run {self.point} hooks"
+
+    def execute(self, kernel: Any) -> None:
+        document = json.dumps({**self.state, "pid": os.getpid()}).encode()
+        hooks.run_all(self.hooks, self.point, document)
+
+
+def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
+    """Put the plan into ``maker.child``."""
+    spec, view, child = maker.spec, maker.view, maker.child
+    all_hooks = spec.get("hooks") or {}
+    first, second = planner.plan_mounts(spec, view, maker.rootfs, rootfs_mounts,
+                                        maker.launch.cgroup.mounts,
+                                        no_pivot=maker.settings.no_pivot)
+    plan = child.before
+    if not maker.settings.no_new_keyring:
+        plan.append(identity.JoinKeyring(f"_ses.{maker.launch.id}"))
+    plan.append(inside.OpenProcfs(view))
+    if maker.spaces.has("mount"):
+        plan.append(inside.OpenNull(view))
+    plan.extend(first)
+    if all_hooks.get("prestart") or all_hooks.get("createRuntime"):
+        plan.append(AwaitHostHooks(view))
+    if all_hooks.get("createContainer"):
+        plan.append(RunHooks(all_hooks["createContainer"], "createContainer",
+                             maker.oci_state("creating", 0)))
+    plan.extend(second)
+    if process.get("oomScoreAdj") is not None:
+        plan.append(inside.WriteProc(view, "self/oom_score_adj", str(process["oomScoreAdj"]),
+                                     "oom_score_adj"))
+    before, after, rights = planner.plan_identity(process, view)
+    plan.extend(before)
+    if all_hooks.get("startContainer"):
+        point = RunHooks(all_hooks["startContainer"], "startContainer",
+                         maker.oci_state("created", 0))
+        child.after_go.append(point)
+    child.after_go.extend(after)
+    finish_rights(child, rights, process, (spec.get("linux") or {}).get("seccomp"),
+                  maker.settings.seccomp_cache)
+
+
+def finish_rights(child: Child, rights: planner.Rights, process: Spec, filter_spec: Spec | None,
+                  cache: str | None) -> None:
+    """Capabilities and filter: the last two things before execve.
+
+    Without no_new_privs a filter may only be installed with CAP_SYS_ADMIN, so
+    that one is kept until the filter is there; the filter then has to allow
+    capset and prctl, which is so with every other runtime, too.
+    """
+    if not filter_spec or not filter_spec.get("defaultAction"):
+        child.after_go.append(rights.final)
+        return
+    seccomp.check(filter_spec)
+    if seccomp.needs_listener(filter_spec):
+        raise InvalidParameter("seccomp: SCMP_ACT_NOTIFY is not built yet")
+    program = seccomp.Filter(seccomp.compile(filter_spec, cache), seccomp.flags(filter_spec))
+    if process.get("noNewPrivileges"):
+        child.after_go.append(rights.final)
+
+        def install(child: Child, report: Report) -> None:
+            program.install()
+    else:
+        child.after_go.append(rights.final.with_admin())
+
+        def install(child: Child, report: Report) -> None:
+            program.install()
+            rights.final.execute(child.kernel)
+    child.install_filter = install
+
+

@@ -1,0 +1,318 @@
+"""From a bundle to a process that waits for ``start``."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from carrel.errdefs import InvalidParameter, NotImplementedYet
+from carrel.kernel import cgroup, syscalls
+from carrel.kernel.plan import Operation
+from carrel.kernel.plan import run as run_plan
+from carrel.oci import json, runtime_spec
+from carrel.runtime import errors, hooks, inside, launch, planner, report, state
+from carrel.runtime.child import Child, interpreter
+from carrel.runtime.container import Container
+from carrel.runtime.view import View
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Spec = dict[str, Any]
+
+
+class Settings:
+    """What the command line of a runtime can say about a start."""
+
+    __slots__ = ("no_new_keyring", "no_pivot", "preserve_fds", "seccomp_cache", "systemd_cgroup")
+
+    def __init__(self, *, no_pivot: bool = False, no_new_keyring: bool = False,
+                 preserve_fds: int = 0, systemd_cgroup: bool = False,
+                 seccomp_cache: str | None = None) -> None:
+        self.no_pivot = no_pivot
+        self.no_new_keyring = no_new_keyring
+        self.preserve_fds = preserve_fds
+        self.systemd_cgroup = systemd_cgroup
+        self.seccomp_cache = seccomp_cache
+
+
+def load_spec(bundle: str) -> tuple[Spec, bytes]:
+    """(config.json, its bytes)"""
+    path = f"{bundle}/config.json"
+    try:
+        raw = state.read(path)
+    except FileNotFoundError:
+        raise InvalidParameter(f"JSON specification file {path} not found") from None
+    found = json.loads(raw, path)
+    if not isinstance(found, dict):
+        raise InvalidParameter(f"{path} is not an object")
+    return found, raw
+
+
+def create(id: str, bundle: str, root: str, *, spec: Spec | None = None,
+           stdio: tuple[int, int, int] | None = None, terminal: bool | None = None,
+           rootfs_mounts: list[Spec] | None = None, console_size: tuple[int, int] | None = None,
+           settings: Settings | None = None, kernel: Any = syscalls) -> Container:
+    """Make the container; its process waits for :meth:`Container.start`."""
+    settings = settings or Settings()
+    state.check_id(id)
+    if spec is None:
+        spec, raw = load_spec(bundle)
+    else:
+        raw = json.dumps(spec).encode()
+    runtime_spec.check(spec)
+    process = spec.get("process") or {}
+    wants_terminal = bool(process.get("terminal")) if terminal is None else terminal
+    if wants_terminal != bool(process.get("terminal")):
+        spec = {**spec, "process": {**process, "terminal": wants_terminal}}
+    start = launch.Launch(id, root)
+    maker = Maker(spec, bundle, start, settings, kernel)
+    operations = maker.plan(raw, stdio, rootfs_mounts, console_size)
+    try:
+        done = run_plan(operations, kernel)
+        try:
+            return maker.finish()
+        except BaseException as error:
+            for second in done.rollback():
+                error.add_note(f"undo failed too: {second}")
+            raise
+    finally:
+        maker.close()
+
+
+class Maker:
+    """One creation: planning, and the conversation with the child."""
+
+    __slots__ = ("bundle", "child", "console", "descriptors", "kernel", "launch", "rootfs",
+                 "settings", "spaces", "spec", "view")
+
+    def __init__(self, spec: Spec, bundle: str, start: launch.Launch, settings: Settings,
+                 kernel: Any) -> None:
+        self.spec = spec
+        self.bundle = os.path.abspath(bundle)
+        self.launch = start
+        self.settings = settings
+        self.kernel = kernel
+        self.spaces = planner.Namespaces(spec)
+        self.view = View()
+        self.child = Child(self.view, kernel)
+        self.console = -1
+        self.descriptors: list[int] = []
+        root = (spec.get("root") or {}).get("path") or "rootfs"
+        self.rootfs = os.path.realpath(os.path.join(self.bundle, root))
+
+    # --- planning ------------------------------------------------------------
+    def plan(self, raw: bytes, stdio: tuple[int, int, int] | None,
+             rootfs_mounts: list[Spec] | None,
+             console_size: tuple[int, int] | None) -> list[Operation]:
+        """The operations of the parent; those of the child are put into it."""
+        spec, child = self.spec, self.child
+        linux = spec.get("linux") or {}
+        process = spec.get("process") or {}
+        if not rootfs_mounts and not os.path.isdir(self.rootfs):
+            raise InvalidParameter(f"invalid rootfs: {self.rootfs} is not a directory")
+        start = self.launch
+        start.child = child
+        start.cgroup = cgroup.open_manager(
+            linux.get("cgroupsPath") or "", systemd=self.settings.systemd_cgroup,
+            name=start.id, annotations=spec.get("annotations") or {})
+        child.cgroup = start.cgroup
+        child.stdio = stdio
+        child.terminal = bool(process.get("terminal"))
+        child.preserve_fds = self.settings.preserve_fds
+        self.view.null_fd = self._keep(inside.open_null())
+        size = process.get("consoleSize")
+        self.view.console_size = console_size or (
+            (size["height"], size["width"]) if size else None)
+        fill_process(child, process)
+        self._plan_namespaces(linux)
+        self._plan_child(process, rootfs_mounts)
+        interpreter()
+        inside.kcore_exists()
+        return [
+            launch.MakeStateFolder(start, raw),
+            launch.MakeCgroup(start, linux.get("resources")),
+            launch.MakeFifo(start, self._container_root()),
+            KeepCgroupDescriptors(start),
+            launch.StartProcess(start, self.spaces.at_clone),
+        ]
+
+    def _keep(self, fd: int) -> int:
+        """A descriptor that the child gets, and that we close in the end."""
+        self.descriptors.append(fd)
+        return fd
+
+    def _container_root(self) -> tuple[int, int]:
+        """The host's ids of the container's root user."""
+        if not self.spaces.made & syscalls.CLONE_NEWUSER:
+            return 0, 0
+        linux = self.spec.get("linux") or {}
+        return (_host_id(linux.get("uidMappings"), 0), _host_id(linux.get("gidMappings"), 0))
+
+    def _plan_namespaces(self, linux: Spec) -> None:
+        spaces, child = self.spaces, self.child
+        for kind in ("user", "ipc", "uts", "network", "pid", "cgroup", "mount", "time"):
+            path = spaces.joined.get(kind)
+            if path is None:
+                continue
+            fd = self._keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            if kind == "pid":
+                self.launch.pid_namespace = fd
+            else:
+                child.joins.append((fd, planner.NAMESPACE_FLAGS[kind], kind))
+        child.unshare_flags = spaces.made & syscalls.CLONE_NEWCGROUP
+        child.wait_for_maps = bool(spaces.made & syscalls.CLONE_NEWUSER)
+
+    def _plan_child(self, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
+        from carrel.runtime import childplan
+        childplan.fill(self, process, rootfs_mounts)
+
+    # --- the conversation ----------------------------------------------------
+    def finish(self) -> Container:
+        """Answer the child until it waits for start; write the state."""
+        start = self.launch
+        assert start.socket is not None and start.child is not None
+        if start.child.fifo_fd >= 0:
+            os.close(start.child.fifo_fd)
+        notify = -1
+        while True:
+            packet, fds = report.receive(start.socket)
+            kind = packet[:1]
+            if kind == b"R":
+                break
+            if kind == b"E":
+                raise errors.from_packet(packet)
+            if kind == b"M":
+                self._write_maps()
+                start.socket.send(b"G")
+            elif kind == b"H":
+                self._host_hooks()
+                start.socket.send(b"G%d" % start.pid)
+            elif kind == b"T":
+                self.console = fds[0]
+            elif kind == b"N":
+                notify = fds[0]
+                self._hand_over_listener(notify)
+                start.socket.send(b"G")
+            else:
+                raise self._vanished()
+        return self._made()
+
+    def _vanished(self) -> OSError:
+        pid, status = os.waitpid(self.launch.pid, os.WNOHANG)
+        self.launch.pid = 0 if pid else self.launch.pid
+        how = ""
+        if pid:
+            code = os.waitstatus_to_exitcode(status)
+            how = f": exit status {code}" if code >= 0 else f": killed by signal {-code}"
+            if code == -9 and self.launch.cgroup.oom_count():
+                how = ": container init was OOM-killed (memory limit too low?)"
+        return errors.failure(0, f"unable to start container process{how or ': init vanished'}",
+                              "child")
+
+    def _made(self) -> Container:
+        start = self.launch
+        record = {
+            "ociVersion": runtime_spec.VERSION, "id": start.id, "pid": start.pid,
+            "startTime": state.start_time(start.pid), "bundle": self.bundle,
+            "rootfs": self.rootfs, "created": _now(), "owner": os.geteuid(),
+            "annotations": self.spec.get("annotations") or {},
+            "cgroup": start.cgroup.to_state(), "configVersion": 1,
+            "systemdCgroup": self.settings.systemd_cgroup,
+            "noNewKeyring": self.settings.no_new_keyring,
+        }
+        state.save(start.root, start.id, record)
+        assert start.socket is not None
+        container = Container(start.id, start.root, record, spec=self.spec)
+        container.pidfd = start.pidfd
+        container.console = self.console
+        container.use_cgroup(start.cgroup)
+        start.socket.close()
+        return container
+
+    def _host_hooks(self) -> None:
+        all_hooks = self.spec.get("hooks") or {}
+        document = json.dumps(self.oci_state("creating")).encode()
+        hooks.run_all(all_hooks.get("prestart") or (), "prestart", document)
+        hooks.run_all(all_hooks.get("createRuntime") or (), "createRuntime", document)
+
+    def oci_state(self, status: str, pid: int | None = None) -> Spec:
+        found: Spec = {"ociVersion": runtime_spec.VERSION, "id": self.launch.id,
+                       "status": status}
+        found["pid"] = self.launch.pid if pid is None else pid
+        found["bundle"] = self.bundle
+        if self.spec.get("annotations"):
+            found["annotations"] = self.spec["annotations"]
+        return found
+
+    def _write_maps(self) -> None:
+        linux = self.spec.get("linux") or {}
+        folder = os.open(f"/proc/{self.launch.pid}", os.O_PATH | os.O_CLOEXEC)
+        try:
+            for name, key in (("gid_map", "gidMappings"), ("uid_map", "uidMappings")):
+                rows = "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n"
+                               for m in linux.get(key) or ())
+                fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+                try:
+                    os.write(fd, rows.encode())
+                finally:
+                    os.close(fd)
+        finally:
+            os.close(folder)
+
+    def _hand_over_listener(self, fd: int) -> None:
+        raise NotImplementedYet("seccomp notify listener is not built yet")
+
+    def close(self) -> None:
+        for fd in self.descriptors:
+            os.close(fd)
+        self.descriptors.clear()
+        if self.launch.cgroup is not None and self.console == -2:
+            self.launch.cgroup.close()
+
+
+class KeepCgroupDescriptors(Operation):
+    """The child moves itself by descriptors that were opened here."""
+
+    __slots__ = ("launch",)
+    step = "cgroup"
+
+    def __init__(self, start: launch.Launch) -> None:
+        self.launch = start
+
+    def describe(self) -> str:
+        return "hand the cgroup's files to the child"
+
+    def execute(self, kernel: Any) -> None:
+        assert self.launch.child is not None
+        self.launch.child.keep_fds = [fd for g in self.launch.cgroup.groups
+                                      for fd in (g.procs_fd, g.fd) if fd >= 0]
+
+
+def fill_process(child: Child, process: Spec) -> None:
+    child.argv = [os.fsencode(a) for a in process.get("args") or ()]
+    # as with runc, the last of several values for one name wins
+    found: dict[str, str] = {}
+    for entry in process.get("env") or ():
+        name, equals, _ = entry.partition("=")
+        if not equals or not name:
+            raise InvalidParameter(f"invalid environment variable {entry!r}: "
+                                   "it must be NAME=value")
+        found.pop(name, None)
+        found[name] = entry
+    child.env = [os.fsencode(e) for e in found.values()]
+
+
+def _host_id(mappings: list[Spec] | None, inner: int) -> int:
+    for row in mappings or ():
+        if row["containerID"] <= inner < row["containerID"] + row["size"]:
+            return int(row["hostID"]) + inner - int(row["containerID"])
+    raise InvalidParameter(f"id {inner} of the container is not mapped")
+
+
+def _now() -> str:
+    nanoseconds = time.time_ns()
+    year, month, day, hour, minute, second = time.gmtime(nanoseconds // 10**9)[:6]
+    return (f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}"
+            f".{nanoseconds % 10**9:09}Z")

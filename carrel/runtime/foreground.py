@@ -1,0 +1,168 @@
+"""A runtime that stays: it forwards signals and terminal bytes, and reaps."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal.py needs enum: 3 ms of import
+import os
+from errno import EAGAIN, ECHILD, EIO
+from fcntl import F_GETFL, F_SETFL, fcntl
+from select import POLLIN, poll
+
+from carrel.errdefs import InvalidParameter
+from carrel.kernel import syscalls, terminal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from carrel.runtime.container import Container, Process
+
+_SIGCHLD, _SIGURG, _SIGWINCH = 17, 23, 28
+#: what is not forwarded: our own children, Go's preemption, what cannot be caught
+_NOT_FORWARDED = {9, 19, _SIGCHLD, _SIGURG, 13, 11, 7, 8, 4, 6, 5, 31, 18, 20, 21, 22}
+
+
+class Foreground:
+    """Signals are read from a pipe that the interpreter's handler feeds."""
+
+    __slots__ = ("_console", "_saved", "_stdin_open", "_wake", "_wake_write")
+
+    def __init__(self) -> None:
+        self._wake, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        _signal.set_wakeup_fd(self._wake_write)
+        for number in (*range(1, 32), *range(34, 65)):
+            if number not in _NOT_FORWARDED or number == _SIGCHLD:
+                try:
+                    _signal.signal(number, _nothing)
+                except (OSError, ValueError):
+                    continue
+        self._console = -1
+        self._saved: list[Any] | None = None
+        self._stdin_open = True
+
+    def become_subreaper(self) -> None:
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+
+    # --- terminal ---------------------------------------------------------------
+    def prepare_terminal(self) -> None:
+        """Before anything is made: without a terminal here there is none to lend."""
+        if not any(os.isatty(fd) for fd in (0, 1, 2)):
+            raise InvalidParameter("provided file is not a console")
+
+    def use_terminal(self, console: int) -> None:
+        """Our own terminal becomes a raw pipe to the container's."""
+        import termios
+        import tty
+        self._console = console
+        own = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
+        if own >= 0:
+            terminal.set_size(console, *terminal.size(own))
+            self._saved = [own, termios.tcgetattr(own)]
+            tty.setraw(own)
+
+    def _resize(self) -> None:
+        if self._saved is not None and self._console >= 0:
+            terminal.set_size(self._console, *terminal.size(self._saved[0]))
+
+    # --- waiting --------------------------------------------------------------
+    def wait(self, made: Container | Process) -> int:
+        """Until the process is gone; its exit status as a shell has it."""
+        watch = poll()
+        watch.register(self._wake, POLLIN)
+        if self._console >= 0:
+            watch.register(self._console, POLLIN)
+            watch.register(0, POLLIN)
+        status: int | None = None
+        while status is None:
+            status = self._reap(made.pid)
+            if status is not None:
+                break
+            for fd, events in watch.poll():
+                if fd == self._wake:
+                    self._forward(made)
+                elif fd == self._console:
+                    if not self._copy(self._console, 1):
+                        watch.unregister(self._console)
+                elif fd == 0 and not (events & POLLIN and self._copy(0, self._console)):
+                    watch.unregister(0)
+        self._drain()
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
+
+    def _reap(self, pid: int) -> int | None:
+        """Everything that died (we may be a subreaper); the status of ``pid``."""
+        found = None
+        while True:
+            try:
+                dead, status = os.waitpid(-1, os.WNOHANG)
+            except OSError as error:
+                if error.errno != ECHILD:
+                    raise
+                return found
+            if dead == 0:
+                return found
+            if dead == pid:
+                found = status
+
+    def _forward(self, made: Container | Process) -> None:
+        for number in os.read(self._wake, 256):
+            if number == _SIGWINCH:
+                self._resize()
+            elif number not in _NOT_FORWARDED:
+                try:
+                    syscalls.pidfd_send_signal(made.pidfd, number)
+                except ProcessLookupError:
+                    pass
+
+    def _copy(self, source: int, target: int) -> bool:
+        """False at the end of ``source``."""
+        try:
+            data = os.read(source, 16384)
+        except OSError as error:
+            if error.errno == EIO:  # the last process closed its end of the terminal
+                return False
+            raise
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(target, view):]
+            except OSError as error:
+                if error.errno != EAGAIN:
+                    raise
+                wait = poll()
+                wait.register(target, 4)
+                wait.poll()
+        return bool(data)
+
+    def _drain(self) -> None:
+        """What the terminal still holds when its last process is gone."""
+        if self._console < 0:
+            return
+        fcntl(self._console, F_SETFL, fcntl(self._console, F_GETFL) | os.O_NONBLOCK)
+        try:
+            while self._copy(self._console, 1):
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        if self._saved is not None:
+            import termios
+            termios.tcsetattr(self._saved[0], termios.TCSADRAIN, self._saved[1])
+            self._saved = None
+        _signal.set_wakeup_fd(-1)
+        os.close(self._wake)
+        os.close(self._wake_write)
+
+
+def _nothing(number: int, frame: Any) -> None:
+    """The wake-up pipe has it."""
+
+
+def take_stdio(path: str, console: int) -> None:
+    """Send the terminal's master to whoever listens on ``path``."""
+    socket = terminal.connect(path)
+    try:
+        terminal.send_descriptors(socket, terminal.name(console).encode(), [console])
+    finally:
+        socket.close()

@@ -1,0 +1,209 @@
+"""The parent's part of a start, as operations with their undo."""
+
+from __future__ import annotations
+
+import os
+from errno import ECHILD, ESRCH
+
+from carrel.errdefs import AlreadyExists, SystemFailure
+from carrel.kernel import record, syscalls
+from carrel.kernel.plan import Operation
+from carrel.runtime import child as child_module
+from carrel.runtime import report, state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket as Socket  # noqa: N812
+    from typing import Any
+
+    from carrel.runtime.child import Child
+
+
+class Launch:
+    """What the operations of one launch share."""
+
+    __slots__ = ("cgroup", "child", "fifo_path", "folder", "id", "pid", "pid_namespace", "pidfd",
+                 "root", "socket")
+
+    def __init__(self, id: str, root: str) -> None:
+        self.id = id
+        self.root = root
+        self.folder = state.directory(root, id)
+        self.fifo_path = f"{self.folder}/{state.FIFO}"
+        self.pid = 0
+        self.pidfd = -1
+        self.cgroup: Any = None
+        self.child: Child | None = None
+        self.socket: Socket | None = None
+        self.pid_namespace = -1  # one to be born into, or -1
+
+
+class MakeStateFolder(Operation):
+    __slots__ = ("config", "launch")
+    step = "state"
+
+    def __init__(self, launch: Launch, config: bytes) -> None:
+        self.launch, self.config = launch, config
+
+    def describe(self) -> str:
+        return f"make state folder {self.launch.folder}"
+
+    def execute(self, kernel: Any) -> None:
+        try:
+            kernel.mkdir(self.launch.folder, 0o711)
+        except FileExistsError:
+            raise AlreadyExists("container with given ID already exists") from None
+        except FileNotFoundError:
+            os.makedirs(self.launch.root, mode=0o711, exist_ok=True)
+            kernel.mkdir(self.launch.folder, 0o711)
+        try:
+            state.write(self.launch.folder, state.CONFIG, self.config)
+        except BaseException:
+            self.undo(kernel)
+            raise
+
+    def undo(self, kernel: Any) -> None:
+        state.remove(self.launch.root, self.launch.id)
+
+
+class MakeCgroup(Operation):
+    __slots__ = ("launch", "resources")
+    step = "cgroup"
+
+    def __init__(self, launch: Launch, resources: dict[str, Any] | None) -> None:
+        self.launch, self.resources = launch, resources
+
+    def describe(self) -> str:
+        return "make the cgroup and write its limits"
+
+    def execute(self, kernel: Any) -> None:
+        self.launch.cgroup.create(self.resources)
+
+    def undo(self, kernel: Any) -> None:
+        self.launch.cgroup.delete()
+
+    def shell(self) -> str:
+        lines = []
+        for path in sorted(set(self.launch.cgroup.paths.values())):
+            lines.append(f"mkdir -p {path}")
+        return "\n".join(lines)
+
+
+class MakeFifo(Operation):
+    """The fifo that holds the process back until ``start``."""
+
+    __slots__ = ("launch", "owner")
+    step = "state"
+
+    def __init__(self, launch: Launch, owner: tuple[int, int]) -> None:
+        self.launch, self.owner = launch, owner
+
+    def describe(self) -> str:
+        return f"make {self.launch.fifo_path}"
+
+    def execute(self, kernel: Any) -> None:
+        kernel.mkfifo(self.launch.fifo_path, 0o600)
+        assert self.launch.child is not None
+        fd = os.open(self.launch.fifo_path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self.launch.child.fifo_fd = fd
+        if self.owner != (0, 0):
+            os.chown(self.launch.fifo_path, *self.owner)
+
+    def undo(self, kernel: Any) -> None:
+        _unlink(self.launch.fifo_path)
+
+    def shell(self) -> str:
+        return f"mkfifo {self.launch.fifo_path}"
+
+
+class StartProcess(Operation):
+    """clone(2) with the namespaces that are made at once."""
+
+    __slots__ = ("flags", "launch")
+    step = "clone"
+
+    def __init__(self, launch: Launch, flags: int) -> None:
+        self.launch, self.flags = launch, flags
+
+    def describe(self) -> str:
+        return f"clone a process with namespaces {self.flags:#x}"
+
+    def execute(self, kernel: Any) -> None:
+        launch = self.launch
+        assert launch.child is not None
+        ours, theirs = report.pair()
+        try:
+            with born_into(kernel, launch.pid_namespace):
+                pid, pidfd = clone_single_threaded(kernel, self.flags)
+                if pid == 0:
+                    child_module.run(launch.child, report.Report(theirs))
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        launch.pid, launch.pidfd, launch.socket = pid, pidfd, ours
+
+    def undo(self, kernel: Any) -> None:
+        kill_and_reap(self.launch)
+
+    def shell(self) -> str:
+        return "unshare --fork ..."
+
+
+def clone_single_threaded(kernel: Any, flags: int) -> tuple[int, int]:
+    """clone, after making sure that its safety argument holds (see syscalls.clone)."""
+    from _thread import _count  # threads that Python started, beside the main one
+    if _count():
+        raise SystemFailure("cannot start a container's process from a program with threads")
+    pid, pidfd = kernel.clone(flags)
+    return int(pid), int(pidfd)
+
+
+class born_into:  # noqa: N801  (reads as a statement)
+    """The next child is born into the pid namespace ``fd`` (-1: our own). This
+    process itself stays where it is; setns(CLONE_NEWPID) acts on children only."""
+
+    __slots__ = ("fd", "kernel", "own")
+
+    def __init__(self, kernel: Any, fd: int) -> None:
+        self.kernel, self.fd, self.own = kernel, fd, -1
+
+    def __enter__(self) -> None:
+        if self.fd >= 0:
+            self.own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            self.kernel.setns(self.fd, syscalls.CLONE_NEWPID)
+
+    def __exit__(self, *_: object) -> None:
+        if self.own >= 0:
+            self.kernel.setns(self.own, syscalls.CLONE_NEWPID)
+            os.close(self.own)
+
+
+def kill_and_reap(launch: Launch) -> None:
+    """Take back a clone; "already gone" is success."""
+    if launch.socket is not None:
+        launch.socket.close()
+        launch.socket = None
+    if launch.pid <= 0:
+        return
+    try:
+        syscalls.pidfd_send_signal(launch.pidfd, 9)
+    except OSError as error:
+        if error.errno != ESRCH:
+            raise
+    try:
+        os.waitpid(launch.pid, 0)
+    except OSError as error:
+        if error.errno != ECHILD:
+            raise
+    os.close(launch.pidfd)
+    launch.pid, launch.pidfd = 0, -1
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    record.note("unlink", (path,))

@@ -1,0 +1,476 @@
+"""The operations that build a container's file system view (run in the child)."""
+
+from __future__ import annotations
+
+import os
+from errno import EACCES, EINVAL, ENOENT, ENOTDIR, EPERM
+from stat import S_ISDIR
+
+from carrel.kernel import paths, syscalls
+from carrel.kernel.plan import Operation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from carrel.runtime.options import Options
+    from carrel.runtime.view import View
+
+STEP = "mounts"
+
+
+class MountOperation(Operation):
+    """One that works on a destination in the container's root."""
+
+    __slots__ = ("destination", "view")
+    step = STEP
+
+    def __init__(self, view: View, destination: str) -> None:
+        self.view = view
+        self.destination = destination
+
+
+class SetPropagation(Operation):
+    """Cut the new mount namespace off from the host's."""
+
+    __slots__ = ("propagation",)
+    step = STEP
+
+    def __init__(self, propagation: int) -> None:
+        self.propagation = propagation
+
+    def describe(self) -> str:
+        return "make every mount of the new namespace " + _propagation_name(self.propagation)
+
+    def execute(self, kernel: Any) -> None:
+        fd = kernel.open_tree(syscalls.AT_FDCWD, "/", 0)
+        kernel.mount_setattr(fd, syscalls.AT_RECURSIVE, propagation=self.propagation)
+        kernel.close(fd)
+
+    def shell(self) -> str:
+        return f"mount --make-r{_propagation_name(self.propagation)} /"
+
+
+class MountRootfs(Operation):
+    """Mount one layer of the root file system, seen by the container only."""
+
+    __slots__ = ("data", "flags", "fstype", "source", "target")
+    step = "rootfs"
+
+    def __init__(self, source: str, target: str, fstype: str, flags: int, data: str) -> None:
+        self.source, self.target, self.fstype = source, target, fstype
+        self.flags, self.data = flags, data
+
+    def describe(self) -> str:
+        return f"mount {self.fstype} on {self.target}"
+
+    def execute(self, kernel: Any) -> None:
+        kernel.mount(self.source, self.target, self.fstype, self.flags, self.data or None)
+        if self.flags & 4096 and self.flags & ~(4096 | 16384):  # a bind takes flags when remounted
+            kernel.mount(self.source, self.target, None, self.flags | 32)
+
+    def shell(self) -> str:
+        if self.flags & 4096:
+            return f"mount --rbind {self.source} {self.target}"
+        return f"mount -t {self.fstype} -o '{self.data}' {self.source} {self.target}"
+
+
+class PrivateParent(Operation):
+    """pivot_root refuses a root whose parent mount is shared: cut that one off."""
+
+    __slots__ = ("path",)
+    step = STEP
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        return f"make the mount that holds {self.path} private"
+
+    def execute(self, kernel: Any) -> None:
+        parent = _mount_point_of(self.path)
+        fd = kernel.open_tree(syscalls.AT_FDCWD, parent, 0)
+        kernel.mount_setattr(fd, 0, propagation=syscalls.MS_PRIVATE)
+        kernel.close(fd)
+
+    def shell(self) -> str:
+        return f"mount --make-private $(findmnt -no TARGET -T {self.path})"
+
+
+class OpenRootfs(MountOperation):
+    """Make the root file system a mount of its own and hold it."""
+
+    __slots__ = ("bind",)
+    step = "rootfs"
+
+    def __init__(self, view: View, path: str, *, bind: bool) -> None:
+        super().__init__(view, path)
+        self.bind = bind
+
+    def describe(self) -> str:
+        return f"open root file system {self.destination}"
+
+    def execute(self, kernel: Any) -> None:
+        if self.bind:
+            tree = kernel.open_tree(syscalls.AT_FDCWD, self.destination,
+                                    syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
+            where = kernel.open_tree(syscalls.AT_FDCWD, self.destination, 0)
+            kernel.move_mount(tree, where, self.destination)
+            kernel.close(where)
+            self.view.root_fd = tree
+        else:
+            self.view.root_fd = kernel.open_tree(syscalls.AT_FDCWD, self.destination, 0)
+
+    def shell(self) -> str | None:
+        return f"mount --rbind {self.destination} {self.destination}" if self.bind else None
+
+
+class Mount(MountOperation):
+    """Mount a new file system (proc, sysfs, tmpfs, ...) on a directory."""
+
+    __slots__ = ("fstype", "label", "options", "read_only_late", "source")
+
+    def __init__(self, view: View, destination: str, fstype: str, source: str,
+                 options: Options, *, read_only_late: bool = False) -> None:
+        super().__init__(view, destination)
+        self.fstype, self.source, self.options = fstype, source, options
+        self.read_only_late = read_only_late
+
+    def describe(self) -> str:
+        return f"mount {self.fstype} on {self.destination}"
+
+    def execute(self, kernel: Any) -> None:
+        target = self._target(kernel)
+        data = list(self.options.data)
+        attributes = self.options.attr_set
+        if self.fstype == "tmpfs" and self.options.value("mode") is None:
+            data.append(f"mode={self._existing_mode(target):o}")
+        if self.read_only_late:
+            attributes &= ~syscalls.MOUNT_ATTR_RDONLY
+        tree = new_filesystem(kernel, self.fstype, self.source, data, self.options.superblock,
+                              attributes)
+        if self.options.copy_up:
+            from carrel.runtime.copyup import copy_tree
+            copy_tree(kernel, self.view.root_fd, self.destination, tree)
+        kernel.move_mount(tree, target, self.destination)
+        kernel.close(target)
+        set_propagation(kernel, tree, self.options)
+        if self.destination.rstrip("/") == "/dev":
+            self.view.dev_fd = tree
+        if self.read_only_late:
+            self.view.late_read_only.append((tree, self.destination))
+        elif tree != self.view.dev_fd:
+            kernel.close(tree)
+
+    def _target(self, kernel: Any) -> int:
+        if self.fstype in ("proc", "sysfs") and paths.is_symlink(self.view.root_fd,
+                                                                  self.destination):
+            raise OSError(EINVAL, f'filesystem "{self.fstype}" must be mounted on ordinary '
+                                  f"directory", self.destination)
+        return paths.make_directory(kernel, self.view.root_fd, self.destination)
+
+    def _existing_mode(self, target: int) -> int:
+        return os.fstat(target).st_mode & 0o7777
+
+    def shell(self) -> str:
+        words = ",".join(self.options.data)
+        return f"mount -t {self.fstype} {f'-o {words} ' if words else ''}" \
+               f"{self.source or self.fstype} ./{self.destination.lstrip('/')}"
+
+
+class BindMount(MountOperation):
+    """Bind a file or directory of the host into the container."""
+
+    __slots__ = ("index", "options", "source")
+
+    def __init__(self, view: View, destination: str, source: str, options: Options,
+                 index: int) -> None:
+        super().__init__(view, destination)
+        self.source, self.options, self.index = source, options, index
+
+    def describe(self) -> str:
+        return f"bind {self.source} on {self.destination}"
+
+    def execute(self, kernel: Any) -> None:
+        options = self.options
+        tree = self.view.source_trees.get(self.index, -1)
+        if tree < 0:
+            recursive = syscalls.AT_RECURSIVE if options.bind == "rbind" else 0
+            tree = kernel.open_tree(syscalls.AT_FDCWD, self.source,
+                                    syscalls.OPEN_TREE_CLONE | recursive)
+        if S_ISDIR(os.fstat(tree).st_mode):
+            target = paths.make_directory(kernel, self.view.root_fd, self.destination)
+        else:
+            target = paths.make_file(kernel, self.view.root_fd, self.destination)
+        if options.flags_asked:
+            self._set_attributes(kernel, tree)
+        if options.recursive_set or options.recursive_clear:
+            kernel.mount_setattr(tree, syscalls.AT_RECURSIVE, options.recursive_set,
+                                 options.recursive_clear)
+        kernel.move_mount(tree, target, self.destination)
+        kernel.close(target)
+        set_propagation(kernel, tree, options)
+        kernel.close(tree)
+
+    def _set_attributes(self, kernel: Any, tree: int) -> None:
+        wanted, options = self.options.attr_set, self.options
+        from carrel.runtime.options import RESET
+        clear = RESET & ~wanted | options.attr_clear & syscalls.MOUNT_ATTR__ATIME
+        try:
+            kernel.mount_setattr(tree, 0, wanted, clear)
+        except OSError as error:
+            if error.errno != EPERM or options.attr_clear & ~syscalls.MOUNT_ATTR__ATIME:
+                raise
+            # In a user namespace the source's own restrictions are locked: keep
+            # them, and add what was asked for.
+            kernel.mount_setattr(tree, 0, wanted,
+                                 options.attr_clear & syscalls.MOUNT_ATTR__ATIME)
+
+    def shell(self) -> str:
+        return f"mount --{self.options.bind or 'bind'} {self.source} " \
+               f"./{self.destination.lstrip('/')}"
+
+
+class MaskPath(MountOperation):
+    """Hide a file behind /dev/null, a directory behind an empty tmpfs."""
+
+    __slots__ = ()
+    step = "masked paths"
+
+    def describe(self) -> str:
+        return f"mask {self.destination}"
+
+    def execute(self, kernel: Any) -> None:
+        target = paths.find_in_root(kernel, self.view.root_fd, self.destination)
+        if target < 0:
+            return
+        if S_ISDIR(os.fstat(target).st_mode):
+            tree = new_filesystem(kernel, "tmpfs", "tmpfs", ["nr_blocks=1", "nr_inodes=1"], (),
+                                  syscalls.MOUNT_ATTR_RDONLY)
+        else:
+            tree = kernel.open_tree(self.view.null_fd, "",
+                                    syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
+        kernel.move_mount(tree, target, self.destination)
+        kernel.close(tree)
+        kernel.close(target)
+
+    def shell(self) -> str:
+        path = "./" + self.destination.lstrip("/")
+        return f"if [ -d {path} ]; then mount -t tmpfs -o ro tmpfs {path}; " \
+               f"elif [ -e {path} ]; then mount --bind /dev/null {path}; fi"
+
+
+class MaskPaths(MountOperation):
+    """All masked paths at once: the directories share one empty tmpfs."""
+
+    __slots__ = ("paths",)
+    step = "masked paths"
+
+    def __init__(self, view: View, masked: list[str]) -> None:
+        super().__init__(view, "")
+        self.paths = masked
+
+    def describe(self) -> str:
+        return f"mask {', '.join(self.paths)}"
+
+    def execute(self, kernel: Any) -> None:
+        empty = -1
+        root = self.view.root_fd
+        for path in self.paths:
+            target = paths.find_in_root(kernel, root, path)
+            if target < 0:
+                continue
+            if S_ISDIR(os.fstat(target).st_mode):
+                if empty < 0:
+                    empty = new_filesystem(kernel, "tmpfs", "tmpfs",
+                                           ["nr_blocks=1", "nr_inodes=1"], (),
+                                           syscalls.MOUNT_ATTR_RDONLY)
+                    tree = empty
+                else:
+                    tree = kernel.open_tree(empty, "", syscalls.OPEN_TREE_CLONE
+                                            | syscalls.AT_EMPTY_PATH)
+            else:
+                tree = kernel.open_tree(self.view.null_fd, "", syscalls.OPEN_TREE_CLONE
+                                        | syscalls.AT_EMPTY_PATH)
+            kernel.move_mount(tree, target, path)
+            kernel.close(target)
+            if tree != empty:
+                kernel.close(tree)
+        if empty >= 0:
+            kernel.close(empty)
+
+    def shell(self) -> str:
+        return "\n".join(MaskPath(self.view, p).shell() for p in self.paths)
+
+
+class ReadOnlyPath(MountOperation):
+    """Bind a path on itself, read-only."""
+
+    __slots__ = ()
+    step = "read-only paths"
+
+    def describe(self) -> str:
+        return f"make {self.destination} read-only"
+
+    def execute(self, kernel: Any) -> None:
+        target = paths.find_in_root(kernel, self.view.root_fd, self.destination)
+        if target < 0:
+            return
+        tree = kernel.open_tree(target, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
+                                | syscalls.AT_RECURSIVE)
+        kernel.mount_setattr(tree, 0, syscalls.MOUNT_ATTR_RDONLY)
+        kernel.move_mount(tree, target, self.destination)
+        kernel.close(tree)
+        kernel.close(target)
+
+    def shell(self) -> str:
+        path = "./" + self.destination.lstrip("/")
+        return f"[ ! -e {path} ] || {{ mount --rbind {path} {path}; " \
+               f"mount -o remount,bind,ro {path}; }}"
+
+
+class FinishReadOnly(MountOperation):
+    """Make read-only what had to be filled first, and the root if asked."""
+
+    __slots__ = ("root",)
+
+    def __init__(self, view: View, *, root: bool) -> None:
+        super().__init__(view, "/")
+        self.root = root
+
+    def describe(self) -> str:
+        return "make the root read-only" if self.root else "make late mounts read-only"
+
+    def execute(self, kernel: Any) -> None:
+        for fd, _ in self.view.late_read_only:
+            kernel.mount_setattr(fd, 0, syscalls.MOUNT_ATTR_RDONLY)
+        if self.root:
+            kernel.mount_setattr(self.view.root_fd, 0, syscalls.MOUNT_ATTR_RDONLY)
+
+    def shell(self) -> str | None:
+        return "mount -o remount,bind,ro ." if self.root else None
+
+
+class PivotRoot(MountOperation):
+    """Make the container's root ``/`` and drop the host's mounts."""
+
+    __slots__ = ("propagation",)
+    step = "pivot_root"
+
+    def __init__(self, view: View, propagation: int) -> None:
+        super().__init__(view, "/")
+        self.propagation = propagation
+
+    def describe(self) -> str:
+        return "pivot_root into the container"
+
+    def execute(self, kernel: Any) -> None:
+        kernel.fchdir(self.view.root_fd)
+        # put_old on top of the new root: no directory for it is needed, and
+        # "." is then the old root, which is dropped by descriptor-free umount.
+        kernel.pivot_root(".", ".")
+        old = kernel.open_tree(syscalls.AT_FDCWD, ".", 0)
+        kernel.mount_setattr(old, syscalls.AT_RECURSIVE, propagation=syscalls.MS_SLAVE)
+        kernel.close(old)
+        kernel.umount2(".", syscalls.MNT_DETACH)
+        if self.propagation:
+            kernel.mount_setattr(self.view.root_fd, 0, propagation=self.propagation)
+        kernel.fchdir(self.view.root_fd)
+
+    def shell(self) -> str:
+        return "pivot_root . . && umount -l ."
+
+
+class MoveRoot(MountOperation):
+    """--no-pivot: move the root mount over ``/`` (initramfs has no pivot_root)."""
+
+    __slots__ = ()
+    step = "move root"
+
+    def describe(self) -> str:
+        return "move the container's root over /"
+
+    def execute(self, kernel: Any) -> None:
+        # /proc and /sys of the host stay below the moved mount, reachable to
+        # someone who unmounts: take them away first (they are only ours).
+        for line in _mount_points():
+            if line == "/" or not line.startswith(("/proc", "/sys")):
+                continue
+            try:
+                kernel.mount(None, line, None, syscalls.MS_SLAVE | syscalls.MS_REC)
+                kernel.umount2(line, syscalls.MNT_DETACH)
+            except OSError as error:
+                if error.errno not in (EINVAL, EPERM, ENOENT, EACCES, ENOTDIR):
+                    raise
+        kernel.fchdir(self.view.root_fd)
+        kernel.mount(".", "/", None, syscalls.MS_MOVE)
+        kernel.chroot(".")
+        kernel.fchdir(self.view.root_fd)
+
+    def shell(self) -> str:
+        return "mount --move . / && cd /"
+
+
+class ChangeRoot(MountOperation):
+    """chroot, where the container shares a mount namespace."""
+
+    __slots__ = ()
+    step = "chroot"
+
+    def describe(self) -> str:
+        return "chroot into the container"
+
+    def execute(self, kernel: Any) -> None:
+        kernel.fchdir(self.view.root_fd)
+        kernel.chroot(".")
+        kernel.fchdir(self.view.root_fd)
+
+    def shell(self) -> str:
+        return "cd ROOTFS && chroot ."
+
+
+def new_filesystem(kernel: Any, fstype: str, source: str, data: list[str] | tuple[str, ...],
+                   superblock: list[str] | tuple[str, ...], attributes: int) -> int:
+    """A new file system as a detached mount."""
+    context = kernel.fsopen(fstype)
+    try:
+        if source:
+            kernel.fsconfig_string(context, "source", source)
+        for flag in superblock:
+            kernel.fsconfig_flag(context, flag)
+        for item in data:
+            key, equals, value = item.partition("=")
+            if equals:
+                kernel.fsconfig_string(context, key, value)
+            else:
+                kernel.fsconfig_flag(context, key)
+        kernel.fsconfig_create(context)
+        return int(kernel.fsmount(context, attributes))
+    finally:
+        kernel.close(context)
+
+
+def set_propagation(kernel: Any, tree: int, options: Options) -> None:
+    for propagation, recursive in options.propagation:
+        kernel.mount_setattr(tree, syscalls.AT_RECURSIVE if recursive else 0,
+                             propagation=propagation)
+
+
+def _propagation_name(flag: int) -> str:
+    return {syscalls.MS_PRIVATE: "private", syscalls.MS_SHARED: "shared",
+            syscalls.MS_SLAVE: "slave", syscalls.MS_UNBINDABLE: "unbindable"}.get(flag, str(flag))
+
+
+def _mount_point_of(path: str) -> str:
+    path = os.path.realpath(path)
+    for point in _mount_points():
+        if path == point or path.startswith(point.rstrip("/") + "/"):
+            return point
+    return "/"
+
+
+def _mount_points() -> list[str]:
+    with open("/proc/self/mountinfo", "rb") as f:
+        points = [os.fsdecode(line.split(b" ")[4]) for line in f]
+    points.sort(key=len, reverse=True)
+    return points

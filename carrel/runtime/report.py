@@ -1,0 +1,94 @@
+"""What a child tells its parent, over one SOCK_SEQPACKET pair.
+
+    child -> parent   E errno NUL step NUL text NUL file name    failed; the child exits
+                      H                                          run the host's hooks now
+                      T   (+ one descriptor)                     the terminal's master
+                      N   (+ one descriptor)                     the seccomp notify descriptor
+                      R                                          ready, waiting for start
+    parent -> child   G                                          go on
+
+After ``R`` the parent may go away (another process will call start).  From then
+on the child reports through the exec fifo: ``0`` when it was let go, then
+nothing until execve closes the fifo, or one ``E`` packet.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, SOCK_SEQPACKET, socketpair
+
+from carrel.kernel import terminal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket as Socket  # noqa: N812
+
+    from carrel.kernel.plan import Operation
+
+_LIMIT = 8192
+
+
+class Report:
+    """The child's end."""
+
+    __slots__ = ("fd", "socket")
+
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self.fd = socket.fileno()
+
+    def send(self, kind: bytes) -> None:
+        self.socket.send(kind)
+
+    def ask(self, kind: bytes) -> None:
+        """Send and wait for ``G``; a parent that went away is the end."""
+        self.socket.send(kind)
+        self.wait()
+
+    def wait(self) -> None:
+        if self.socket.recv(16) != b"G":
+            os._exit(1)
+
+    def send_terminal(self, master: int) -> None:
+        terminal.send_descriptors(self.socket, b"T", [master])
+
+    def send_notify(self, fd: int) -> None:
+        terminal.send_descriptors(self.socket, b"N", [fd])
+        self.wait()
+
+
+def pack_error(error: BaseException, step: str, operation: Operation | None = None) -> bytes:
+    """One packet without formatting a traceback: that would open source files
+    by path, and the paths are the container's by now."""
+    number, text, name = 0, "", ""
+    if isinstance(error, OSError):
+        number = error.errno or 0
+        text = error.strerror or ""
+        if isinstance(error.filename, (str, bytes)):
+            name = os.fsdecode(error.filename)
+    else:
+        text = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
+    if operation is not None and (not text or text == os.strerror(number)):
+        text = f"{operation.describe()}: {text.lower()}"
+    fields = (str(number), step, text, name)
+    return b"E" + "\0".join(fields).encode("utf-8", "surrogateescape")[:_LIMIT - 1]
+
+
+def unpack_error(packet: bytes) -> tuple[int, str, str, str]:
+    """(errno, step, text, file name)"""
+    fields = packet[1:].decode("utf-8", "surrogateescape").split("\0")
+    fields += [""] * (4 - len(fields))
+    return int(fields[0] or 0), fields[1], fields[2], fields[3]
+
+
+def pair() -> tuple[Socket, Socket]:
+    """(parent's, child's); both close-on-exec."""
+    return socketpair(AF_UNIX, SOCK_SEQPACKET)
+
+
+def receive(socket: Socket) -> tuple[bytes, list[int]]:
+    """One packet; ``(b"", [])`` when the child is gone."""
+    try:
+        return terminal.receive_descriptors(socket, _LIMIT)
+    except ConnectionResetError:
+        return b"", []

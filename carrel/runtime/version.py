@@ -1,0 +1,11 @@
+"""What ``--version`` says."""
+
+from __future__ import annotations
+
+from carrel.oci import runtime_spec
+
+VERSION = "0.1.0"
+
+
+def text(program: str) -> str:
+    return f"{program} version {VERSION}\nspec: {runtime_spec.VERSION}\n"
