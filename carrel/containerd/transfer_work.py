@@ -170,7 +170,7 @@ def names_for(store: transfer_imagestore_pb2.ImageStore, target: Descriptor) -> 
                 names.append(f"{reference.name.rstrip(':')}:{own}")
         elif not reference.add_digest:
             names.append(reference.name)
-        if reference.add_digest and not (own and reference.skip_named_digest):
+        if reference.add_digest and not ((own or store.name) and reference.skip_named_digest):
             names.append(f"{reference.name}@{target.digest}")
     if not store.name and not store.extra_references and own:
         names.append(own)
@@ -188,5 +188,23 @@ def save_names(work: Work, store: transfer_imagestore_pb2.ImageStore, target: De
     """Point image names to a target; what they pointed to before may then be collected."""
     plain = Descriptor(target.media_type, target.digest, target.size)
     for name in names:
+        _keep_old(work, store, name, target.digest)
         work.images.put(images.Image(name, image_tree.to_record(plain), dict(store.labels)))
         work.reporter.state("saved", target, name=name)
+
+
+def _keep_old(work: Work, store: transfer_imagestore_pb2.ImageStore, name: str,
+              digest: str) -> None:
+    """A destination that names the nameless (``prefix@digest``) keeps what ``name`` stood
+    for until now, if it has no other name: Docker's ``<none>`` images."""
+    prefixes = [r.name for r in store.extra_references if r.add_digest and r.skip_named_digest]
+    if not prefixes:
+        return
+    try:
+        old = work.images.get(name).target
+    except errdefs.NotFound:
+        return
+    if old.digest == digest or any(image.target.digest == old.digest and image.name != name
+                                   for image in work.images.walk()):
+        return
+    work.images.put(images.Image(f"{prefixes[0]}@{old.digest}", old))
