@@ -8,7 +8,7 @@ import os
 import socket
 
 from carrel.errdefs import InvalidParameter, NotFound, SystemFailure
-from carrel.shim import rootfs
+from carrel.shim import metrics, rootfs
 from carrel.shim.driver import Driver, Made
 from carrel.shim.stdio import spawn
 
@@ -123,6 +123,9 @@ class Command(Driver):
             if self._mounted or force:
                 rootfs.unmount_all(os.path.join(self._bundle, "rootfs"))
                 self._mounted = False
+
+    def cgroup(self, pid: int) -> dict[str, str]:
+        return metrics.directories_of(pid)
 
     # -- running it -------------------------------------------------------
 

@@ -7,8 +7,8 @@ import os
 import signal
 
 from carrel.errdefs import AlreadyExists, Conflict, InvalidParameter, NotFound
-from carrel.shim import metrics
 from carrel.shim.events import timestamp
+from carrel.shim.oom import OomWatch
 from carrel.shim.process import Process
 from carrel.shim.stdio import Stdio, open_streams
 
@@ -40,13 +40,9 @@ class Container:
         self.execs: dict[str, Process] = {}
         #: init shares its pid namespace, so the kernel does not kill the others with it
         self.shares_pids = False
-        self._cgroup: dict[str, str] | None = None
-
-    def cgroup(self) -> dict[str, str]:
-        """Its cgroup directories by controller, remembered for the time after the exit."""
-        if self._cgroup is None:
-            self._cgroup = metrics.directories_of(self.init.pid)
-        return self._cgroup
+        #: its cgroup directories by controller
+        self.cgroup: dict[str, str] = {}
+        self._oom: OomWatch | None = None
 
     def process(self, exec_id: str) -> Process:
         if not exec_id:
@@ -77,6 +73,8 @@ class Container:
             "io": {"stdin": request["stdin"], "stdout": request["stdout"],
                    "stderr": request["stderr"], "terminal": request["terminal"]},
             "checkpoint": request["checkpoint"], "pid": init.pid})
+        self.cgroup = self.driver.cgroup(init.pid)
+        self._oom = OomWatch(self.shim.loop, self.cgroup, self._out_of_memory)
         self._watch(init)
 
     def start(self, exec_id: str) -> Work:
@@ -128,10 +126,14 @@ class Container:
         self.execs[exec_id] = Process(exec_id, stdio, json_of(request["spec"], "process"))
         self.shim.publish("TaskExecAdded", {"container_id": self.id, "exec_id": exec_id})
 
+    def _out_of_memory(self) -> None:
+        self.shim.publish("TaskOOM", {"container_id": self.id})
+
     # -- exit -------------------------------------------------------------
 
     def _watch(self, process: Process) -> None:
-        self.shim.reaper.expect(process.pid).then(
+        process.gone = self.shim.reaper.expect(process.pid)
+        process.gone.then(
             lambda later: self.shim.background(self._exited(process, later.value)))
 
     def _exited(self, process: Process, code: int) -> Work:
@@ -153,6 +155,8 @@ class Container:
             timer = self.shim.loop.call_later(DRAIN_SECONDS, process.streams.stop_waiting)
             yield process.streams.drained
             timer.cancel()
+        if self._oom is not None:
+            self._oom.check()  # its event comes before the exit's
         self.shim.publish("TaskExit", {
             "container_id": self.id, "id": process.id or self.id, "pid": process.pid,
             "exit_status": process.exit_status, "exited_at": timestamp(process.exited_at)})
@@ -207,6 +211,15 @@ class Container:
         self.init.go("running")
         self.shim.publish("TaskResumed", {"container_id": self.id})
 
+    def _end_created(self, process: Process) -> Work:
+        """Delete before Start: init waits for a start that will not come."""
+        try:
+            yield from self.driver.kill(signal.SIGKILL, False)
+        except NotFound:
+            pass
+        assert process.gone is not None
+        process.set_exited((yield process.gone))
+
     def delete(self, exec_id: str) -> Work:
         """Gives the process as it was."""
         process = self.process(exec_id)
@@ -214,6 +227,10 @@ class Container:
         try:
             process.state.check("delete")
             if process is self.init:
+                if process.state.name == "created":
+                    yield from self._end_created(process)
+                if self._oom is not None:
+                    self._oom.close()
                 yield from self.driver.delete()
                 for other in self.execs.values():
                     if other.streams is not None:

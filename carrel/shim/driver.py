@@ -63,5 +63,9 @@ class Driver:
         """Remove the container and what it held; gone already is fine."""
         raise NotImplementedError
 
+    def cgroup(self, pid: int) -> dict[str, str]:
+        """Directories of the cgroups by controller; v2's under ``""``. ``pid`` is init's."""
+        raise NotImplementedError
+
     def released(self) -> None:
         """After the exit was reported: let go of what kept cleaning off that path."""

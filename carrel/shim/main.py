@@ -127,6 +127,11 @@ def start(flags: Flags) -> int:
         answer = encode(SCHEMAS["BootstrapResult"],
                         {"version": 3, "address": config.address, "protocol": "ttrpc"})
         sys.stdout.buffer.write(answer)
+    elif os.environ.get("MAX_SHIM_VERSION", "").isdigit() \
+            and int(os.environ["MAX_SHIM_VERSION"]) >= 3:
+        import json
+        sys.stdout.write(json.dumps(
+            {"version": 3, "address": config.address, "protocol": "ttrpc"}))
     else:
         # the plain address is understood by every containerd since 1.2; newer
         # ones take it as task API version 2, which they still speak

@@ -97,8 +97,8 @@ _STATES: dict[str, type[State]] = {
 class Process:
     """The init process of a container (``id`` is empty) or one exec'd into it."""
 
-    __slots__ = ("_waiters", "exit_status", "exited_at", "id", "lock", "pid", "reported", "spec",
-                 "state", "stdio", "streams")
+    __slots__ = ("_waiters", "exit_status", "exited_at", "gone", "id", "lock", "pid", "reported",
+                 "spec", "state", "stdio", "streams")
 
     def __init__(self, exec_id: str, stdio: Stdio, spec: Message | None = None) -> None:
         self.id = exec_id
@@ -107,6 +107,8 @@ class Process:
         self.spec = spec
         self.streams: Streams | None = None
         self.pid = 0
+        #: resolves with the exit code when it was reaped
+        self.gone: poll.Later | None = None
         self.exit_status = 0
         self.exited_at = 0
         self.state: type[State] = Created

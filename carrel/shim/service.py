@@ -115,7 +115,8 @@ class Shim:
         options = runtime_options(request["options"])
         record = {"binary": options["binary_name"], "root": options["root"],
                   "systemd_cgroup": options["systemd_cgroup"],
-                  "no_pivot_root": options["no_pivot_root"], "namespace": self.namespace}
+                  "no_pivot_root": options["no_pivot_root"],
+                  "no_new_keyring": options["no_new_keyring"], "namespace": self.namespace}
         with open(os.path.join(request["bundle"], RECORD), "w", encoding="utf-8") as file:
             json.dump(record, file)
         return make_driver(self.reaper, record, request["id"], request["bundle"])
@@ -208,7 +209,7 @@ class Shim:
 
     def stats(self, request: Message) -> Message:
         container = self._container(request)
-        return {"stats": metrics.sample(container.cgroup())}
+        return {"stats": metrics.sample(container.cgroup)}
 
     # -- the shim itself --------------------------------------------------
 
@@ -247,7 +248,10 @@ def make_driver(reaper: Reaper, record: Message, identity: str, bundle: str) -> 
         root = os.path.join(record["root"] or DEFAULT_ROOT, record["namespace"])
         return Command(reaper, record["binary"], root, identity, bundle,
                        record["systemd_cgroup"], record["no_pivot_root"])
-    raise NotImplementedYet("the in-process runtime")
+    from carrel.shim.inprocess import InProcess, state_root
+    root = state_root(record["root"], record["namespace"], bundle)
+    return InProcess(root, identity, bundle, systemd_cgroup=record["systemd_cgroup"],
+                     no_pivot=record["no_pivot_root"], no_new_keyring=record["no_new_keyring"])
 
 
 def shares_pids(bundle: str) -> bool:

@@ -14,7 +14,7 @@ import struct
 from fcntl import F_DUPFD_CLOEXEC, fcntl, ioctl
 from termios import TIOCSWINSZ
 
-from carrel.errdefs import InvalidParameter, NotImplementedYet, SystemFailure
+from carrel.errdefs import InvalidParameter, SystemFailure
 from carrel.shim import loop as poll
 from carrel.shim.streams import STDERR, STDIN, STDOUT, FileSink, Pump, Sink, Writer
 
@@ -338,7 +338,8 @@ def open_streams(loop: poll.Loop, stdio: Stdio, container: str, namespace: str) 
         streams = LoggerStreams(loop, stdio, container, namespace)
         yield from streams.start_logger()
     elif scheme == "carrel":
-        raise NotImplementedYet("capture by carrel:// streams")
+        from carrel.shim.capture import CaptureStreams
+        streams = CaptureStreams(loop, stdio)
     else:
         streams = Streams(loop, stdio)
     try:

@@ -61,13 +61,15 @@ def main() -> int:
 
 def warm() -> None:
     """Import and prepare what a shim will use, so that no child has to."""
-    import encodings.ascii
     import urllib.parse  # noqa: F401
 
     from carrel.shim import (  # noqa: F401
+        capture,
         cleanup,
         command,
         container,
+        inprocess,
+        jsonlog,
         metrics,
         service,
     )
