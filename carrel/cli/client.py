@@ -18,7 +18,7 @@ from _socket import (
 )
 
 from . import jsonc
-from .errors import CliError, ConnectError, EngineError
+from .errors import Broken, CliError, ConnectError, EngineError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,10 +33,6 @@ _CHUNK = 1 << 16
 _MAX_HEAD = 1 << 18
 #: an error page or a list is read whole; a stream never is
 _MAX_BODY = 1 << 30
-
-
-class Broken(Exception):
-    """The peer closed the connection before it answered."""
 
 
 class Connection:
@@ -424,6 +420,13 @@ class Engine:
         connection = Connection(self.endpoint)
         self.write_request(connection, method, target, {}, None)
         return connection
+
+    def open_new(self, method: str, path: str, query: dict[str, Any] | None = None) -> Response:
+        """As :meth:`open`, on a connection of its own, which stays busy for long."""
+        response = self.read_head(self.begin(method, path, query), method)
+        if response.status >= 400:
+            raise self.error_of(response, method, path)
+        return response
 
     def hijack_begin(self, path: str, query: dict[str, Any] | None, body: Any) -> Connection:
         """Ask for a raw stream; the answer is read by :meth:`hijack_end`."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 #: asks an engine of ours to keep the record of this start
 EXPLAIN_HEADER = {"X-Carrel-Explain": "1"}
+_WINDOWS_FLAGS = ("cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops")
 
 
 def with_help(error: CliError, name: str, code: int) -> CliError:
@@ -46,6 +47,13 @@ def _body(app: App, options: Options, args: list[str], name: str) -> dict[str, A
             '"always", "missing" or "never"'), name, 125)
     if options["use-api-socket"]:
         raise with_help(CliError("--use-api-socket is not built yet"), name, 125)
+    if options["disable-content-trust"] is False:
+        raise with_help(CliError("content trust is not built"), name, 125)
+    windows = [n for n in _WINDOWS_FLAGS if options.changed(n)]
+    if windows and app.engine.os_type != "windows":
+        raise CliError("\n".join(
+            f'"--{n}" is only supported on a Docker daemon running on windows, but the Docker '
+            f"daemon is running on {app.engine.os_type}" for n in windows))
     try:
         body = container_body(options, args[0], args[1:])
     except ValueError as error:

@@ -83,6 +83,7 @@ def _host_config(o: Options, binds: list[str], bindings: dict[str, Any]) -> dict
         raise ValueError("--cgroupns: invalid CGROUP mode")
     if o["log-driver"] == "none" and o["log-opt"]:
         raise ValueError("invalid logging opts for driver none")
+    add, drop = _capabilities(o["cap-add"], o["cap-drop"])
     networks = o["network"]
     host: dict[str, Any] = {
         "Binds": binds or None, "ContainerIDFile": o["cidfile"],
@@ -91,7 +92,7 @@ def _host_config(o: Options, binds: list[str], bindings: dict[str, Any]) -> dict
         "PortBindings": bindings, "RestartPolicy": restart_policy(o["restart"]),
         "AutoRemove": o["rm"], "VolumeDriver": o["volume-driver"],
         "VolumesFrom": o["volumes-from"] or None, "ConsoleSize": [0, 0],
-        "CapAdd": o["cap-add"] or None, "CapDrop": o["cap-drop"] or None,
+        "CapAdd": add or None, "CapDrop": drop or None,
         "CgroupnsMode": o["cgroupns"], "Dns": o["dns"], "DnsOptions": o["dns-option"],
         "DnsSearch": o["dns-search"], "ExtraHosts": o["add-host"] or None,
         "GroupAdd": o["group-add"] or None, "IpcMode": o["ipc"], "Cgroup": "",
@@ -104,8 +105,7 @@ def _host_config(o: Options, binds: list[str], bindings: dict[str, Any]) -> dict
     }
     optional = {"Annotations": o["annotation"], "StorageOpt": _storage(o["storage-opt"]),
                 "Tmpfs": {k: v for k, _, v in (t.partition(":") for t in o["tmpfs"])},
-                "Sysctls": o["sysctl"], "Runtime": o["runtime"], "Mounts": o["mount"],
-                "KernelMemory": o["kernel-memory"]}
+                "Sysctls": o["sysctl"], "Runtime": o["runtime"], "Mounts": o["mount"]}
     host.update((k, v) for k, v in optional.items() if v)
     if o.changed("init"):
         host["Init"] = o["init"]
@@ -133,6 +133,16 @@ def _resources(o: Options) -> dict[str, Any]:
         "CpuCount": o["cpu-count"], "CpuPercent": o["cpu-percent"],
         "IOMaximumIOps": o["io-maxiops"], "IOMaximumBandwidth": o["io-maxbandwidth"],
     }
+
+
+def _capabilities(add: list[str], drop: list[str]) -> tuple[list[str], list[str]]:
+    """Full names, each once, sorted."""
+    def full(name: str) -> str:
+        name = name.strip().upper()
+        return name if name in ("ALL", "RESET") or name.startswith("CAP_") else f"CAP_{name}"
+    added = {full(n) for n in add} - {"RESET"}
+    dropped = {full(n) for n in drop} - {"RESET"}
+    return sorted(added), sorted(dropped)
 
 
 def _health(o: Options) -> dict[str, Any] | None:
@@ -186,7 +196,7 @@ def _security(options: list[str]) -> tuple[list[str] | None, bool]:
         if not mark and key != "no-new-privileges":
             key, mark, value = option.partition(":")
         if (not mark or not value) and key != "no-new-privileges":
-            raise ValueError(f"invalid --security-opt: {go_quote(option)}")
+            raise ValueError(f"Invalid --security-opt: {go_quote(option)}")
         if key == "seccomp" and value not in ("builtin", "unconfined"):
             option = "seccomp=" + _seccomp(value)
         found.append(option)
@@ -229,21 +239,19 @@ def _read_file(path: str, lookup: bool) -> list[str]:
         try:
             line = raw.decode().rstrip("\r").lstrip()
         except UnicodeDecodeError:
-            raise ValueError(f"env file {path} contains invalid utf8 bytes at line {number}: "
+            raise ValueError(f"invalid env file ({path}): env file {path} contains invalid utf8 bytes at line {number}: "
                              f"{list(raw)}".replace(",", "")) from None
         if not line or line[0] == "#":
             continue
         key, equals, _ = line.partition("=")
         if not key:
-            raise ValueError(f"no variable name on line '{line}'")
+            raise ValueError(f"invalid env file ({path}): no variable name on line '{line}'")
         if set(key) & set(" \t\v\f"):
-            raise ValueError(f"variable '{key}' contains whitespaces")
+            raise ValueError(f"invalid env file ({path}): variable '{key}' contains whitespaces")
         if equals:
             found.append(line)
         elif lookup and key in os.environ:
             found.append(f"{key}={os.environ[key]}")
-        elif not lookup:
-            found.append(key)
     return found
 
 

@@ -32,3 +32,7 @@ class UsageError(CliError):
 
 class Detached(Exception):
     """The user pressed the detach keys."""
+
+
+class Broken(Exception):
+    """The peer closed the connection before it answered."""

@@ -48,7 +48,9 @@ def scan(text: str, start: int) -> tuple[Any, int]:
         start += 1
     try:
         return _scan(text, start)
-    except StopIteration:
+    except (StopIteration, SystemError):
+        # SystemError: before Python 3.13 the scanner cannot make its own error unless
+        # json.decoder was imported
         raise ValueError("invalid JSON") from None
 
 

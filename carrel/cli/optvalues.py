@@ -72,15 +72,6 @@ def ip_address(text: str) -> str:
         raise ValueError(f"IP address is not correctly formatted: {text}") from None
 
 
-def flag_ip(text: str) -> str:
-    if not text:
-        return ""
-    try:
-        return parse_ip(text.strip())
-    except ValueError:
-        raise ValueError(f"failed to parse IP: {go_quote(text)}") from None
-
-
 def dns_search(text: str) -> str:
     value = text.strip(" ")
     if value == ".":
@@ -321,7 +312,7 @@ def mount(text: str) -> dict[str, Any]:
     """type=bind,source=/a,target=/b,..."""
     text = text.strip()
     if not text:
-        raise ValueError("value is empty")
+        raise ValueError("EOF")
     found: dict[str, Any] = {"Type": "volume"}
     for field in csv_fields(text):
         key, equals, value = field.partition("=")
@@ -347,6 +338,15 @@ def _mount_type(found: dict[str, Any]) -> None:
                            ("bind", "BindOptions"), ("tmpfs", "TmpfsOptions")):
         if options in found and kind != other:
             raise ValueError(f"cannot mix '{other}-*' options with mount type '{kind}'")
+    bind = found.get("BindOptions", {})
+    for option, mode in (("ReadOnlyNonRecursive", "writable"),
+                         ("ReadOnlyForceRecursive", "readonly")):
+        if option in bind and not found.get("ReadOnly"):
+            raise ValueError(f"option 'bind-recursive={mode}' requires 'readonly' to be "
+                             "specified in conjunction")
+    if "ReadOnlyForceRecursive" in bind and bind.get("Propagation") != "rprivate":
+        raise ValueError("option 'bind-recursive=readonly' requires "
+                         "'bind-propagation=rprivate' to be specified in conjunction")
 
 
 def _mount_bool(key: str, value: str) -> bool:
@@ -384,7 +384,7 @@ def _mount_field(found: dict[str, Any], key: str, value: str, field: str) -> Non
             raise ValueError(f"invalid value for {key}: {value}")
         found.setdefault("TmpfsOptions", {})["Mode"] = int(value, 8)
     else:
-        raise ValueError(f"unknown option '{key}' in '{field}'")
+        raise ValueError(f"unexpected key '{key}' in '{field}'")
 
 
 def _bind_field(found: dict[str, Any], key: str, value: str, field: str) -> None:
@@ -407,11 +407,11 @@ def _bind_field(found: dict[str, Any], key: str, value: str, field: str) -> None
         elif not options:
             del found["BindOptions"]
     else:
-        raise ValueError(f"unknown option '{key}' in '{field}'")
+        raise ValueError(f"unexpected key '{key}' in '{field}'")
 
 
 def _volume_field(found: dict[str, Any], key: str, value: str, field: str) -> None:
-    options = found.setdefault("VolumeOptions", {})
+    options = found.setdefault("VolumeOptions", {"DriverConfig": {}})
     if key == "volume-nocopy":
         if _mount_bool(key, value):
             options["NoCopy"] = True
@@ -429,4 +429,4 @@ def _volume_field(found: dict[str, Any], key: str, value: str, field: str) -> No
         if name:
             driver.setdefault("Options", {})[name] = text
     else:
-        raise ValueError(f"unknown option '{key}' in '{field}'")
+        raise ValueError(f"unexpected key '{key}' in '{field}'")

@@ -1,0 +1,2 @@
+FILES: dict[str, str] = {}
+LINES: list[str] = []

@@ -1,0 +1,103 @@
+"""carrel asks of an engine what docker asks, and prints what docker prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carrel.cli import main as program
+
+from . import argv_create, argv_other
+from .canned import answer
+from .fakeengine import FakeEngine
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def load(name: str) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = json.loads(
+        (GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli")
+    for name, text in {**argv_create.FILES, **argv_other.FILES}.items():
+        (path / name).write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[FakeEngine]:
+    fake = FakeEngine(str(folder / "engine.sock"), answer)
+    yield fake
+    fake.close()
+
+
+class Outcome:
+    """One run of carrel, in the form of the golden data."""
+
+    def __init__(self, engine: FakeEngine, folder: Path, line: str,
+                 monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.chdir(folder)
+        for name in ("DOCKER_CONTEXT", "CARREL_HOST", "CARREL_CONTEXT", "DOCKER_API_VERSION",
+                     "DOCKER_DEFAULT_PLATFORM", "UNSET_OF_TEST"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HOME", str(folder))
+        monkeypatch.setenv("DOCKER_CONFIG", str(folder / "config"))
+        monkeypatch.setenv("DOCKER_HOST", engine.host)
+        for name, value in argv_create.ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        capfd.readouterr()
+        self.code = program.run(shlex.split(line))
+        self.out, self.err = capfd.readouterr()
+        self.out = self.out.replace(str(folder), "FOLDER")
+        self.err = self.err.replace(str(folder), "FOLDER").replace(engine.host, "HOST")
+        self.requests = engine.take()
+
+
+def as_carrel(text: str) -> str:
+    """Docker's words with our program's name."""
+    text = re.sub(r"'docker( [a-z]+)*( --help)?'", lambda m: m[0].replace("docker", "carrel"),
+                  text)
+    text = re.sub(r"^(Usage: +)docker", r"\1carrel", text, flags=re.MULTILINE)
+    return re.sub(r"^docker: ", "carrel: ", text, flags=re.MULTILINE)
+
+
+CREATE = load("create")
+WRONG = load("wrong")
+
+
+@pytest.mark.parametrize("line", sorted(CREATE))
+def test_create_body_is_dockers(line: str, engine: FakeEngine, folder: Path,
+                                monkeypatch: pytest.MonkeyPatch,
+                                capfd: pytest.CaptureFixture[str]) -> None:
+    wanted = CREATE[line]
+    got = Outcome(engine, folder, line, monkeypatch, capfd)
+    for requests in (got.requests, wanted["requests"]):
+        for request in requests:
+            host = request.get("body", {}).get("HostConfig", {})
+            if host.get("Binds"):
+                host["Binds"].sort()  # docker's order is that of a Go map: none
+    assert got.requests == wanted["requests"], got.err
+    assert (got.code, got.out) == (wanted["code"], wanted["out"])
+    if wanted["code"]:
+        assert got.err == as_carrel(wanted["err"])
+
+
+@pytest.mark.parametrize("line", sorted(WRONG))
+def test_refused_as_docker_refuses(line: str, engine: FakeEngine, folder: Path,
+                                   monkeypatch: pytest.MonkeyPatch,
+                                   capfd: pytest.CaptureFixture[str]) -> None:
+    wanted = WRONG[line]
+    got = Outcome(engine, folder, line, monkeypatch, capfd)
+    assert not [r for r in got.requests if r["path"] != "/containers/create"]
+    assert got.code == wanted["code"], got.err
+    assert got.err == as_carrel(wanted["err"])
