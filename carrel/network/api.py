@@ -167,7 +167,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     bip: str = ""
     #: ("172.30.0.0/15", 16): ranges from which networks take subnets of that size
     address_pools: tuple[tuple[str, int], ...] = ()
-    bridge: str = "carrel0"
+    #: "" = carrel0 (another name for an engine with another exec-root)
+    bridge: str = ""
     mtu: int = 1500
     icc: bool = True
     ip_masq: bool = True
@@ -219,6 +220,9 @@ class Controller(Protocol):
 
     def network(self, reference: str) -> Network:
         """By full id, name or unambiguous id prefix; NotFound in Docker's words."""
+
+    def on_network(self, network_id: str) -> list[tuple[Sandbox, Endpoint]]:
+        """The sandboxes that are on a network now, with their places there."""
 
     async def create_sandbox(self, spec: SandboxSpec) -> Sandbox: ...
 

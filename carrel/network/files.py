@@ -63,6 +63,14 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def ip_text(text: str) -> str:
+    """An address in its one spelling."""
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        raise errdefs.InvalidParameter(f"invalid IP address: {text}") from None
+
+
 def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:

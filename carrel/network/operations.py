@@ -342,6 +342,10 @@ class WriteRecord(Operation):
         return f"write {self.path}"
 
     def execute(self, kernel: Kernel) -> None:
+        self.write()
+
+    def write(self) -> None:
+        """Whole or not at all."""
         temporary = self.path + ".new"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

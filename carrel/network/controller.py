@@ -1,0 +1,357 @@
+"""The network layer as the engine sees it (``carrel.network.api.Controller``)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterable
+
+from carrel import errdefs
+from carrel.kernel import netns, rtnetlink, sysctl
+from carrel.network import bridge, endpoints, ipam, operations, rules
+from carrel.network.api import (
+    Config,
+    Endpoint,
+    EndpointSpec,
+    Network,
+    NetworkSpec,
+    Sandbox,
+    SandboxSpec,
+    Store,
+)
+from carrel.network.networks import DEFAULT, PREDEFINED, Networks
+from carrel.network.nsthread import Inside, Kernel, NamespaceThread
+from carrel.network.pool import Ready
+from carrel.network.sandboxes import Sandboxes
+
+_FORWARD_POLICY = "list chain ip filter FORWARD"
+#: how long after the last start the pool is filled again, so that a burst is not slowed down
+_REFILL_AFTER = 0.03
+
+
+def default_bridge(exec_root: str, config: Config) -> str:
+    """carrel0, or a name of its own for an engine with another exec-root."""
+    tail = rules.instance(exec_root)
+    return config.bridge or (f"carrel-{tail}" if tail else "carrel0")
+
+
+class Controller:
+    """One engine's networks and sandboxes."""
+
+    def __init__(self, exec_root: str, store: Store, config: Config | None = None,
+                 report: Callable[[str], None] | None = None) -> None:
+        """``report`` gets sentences for the daemon's log."""
+        self.config = config or Config()
+        self.exec_root = exec_root.rstrip("/")
+        self.warnings: list[str] = []
+        self._report = report or (lambda text: None)
+        self._thread = NamespaceThread()
+        self._networks = Networks(store, self.config, default_bridge(exec_root, self.config))
+        self._sandboxes = Sandboxes(self.exec_root, self.config, self._networks, self._thread)
+        self._changes = asyncio.Lock()  # of networks: one create or remove at a time
+        self._refill: asyncio.TimerHandle | None = None
+        self._filling: asyncio.Task[None] | None = None
+
+    # -- life -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        for folder in (self._sandboxes.netns_folder, self._sandboxes.record_folder):
+            os.makedirs(folder, mode=0o711, exist_ok=True)
+        self._thread.start()
+        self._networks.load()
+        taken = await self._thread.run(self._host_subnets)
+        self._networks.ensure_predefined(taken)
+        await self._thread.run(self._prepare)
+        await self._thread.run(self._sweep)
+        self._schedule_refill()
+
+    async def stop(self) -> None:
+        if self._refill is not None:
+            self._refill.cancel()
+            self._refill = None
+        if self._filling is not None:
+            await asyncio.wait([self._filling])
+        self._sandboxes.pool.drain()
+        alive = list(self._sandboxes.live.values())
+        for live in alive:
+            self._sandboxes.forget(live)
+            self._sandboxes.ports.release(live.reserved)
+        self._sandboxes.resolver.close()
+        if not alive:
+            await self._thread.run(self._take_off)
+        self._thread.stop()
+
+    async def restore(self, alive: Iterable[str]) -> dict[str, Sandbox]:
+        wanted = set(alive)
+        found: dict[str, Sandbox] = {}
+        gone: list[Sandbox] = []
+        for sandbox in self._sandboxes.records():
+            if sandbox.id in wanted and await self._sandboxes.adopt(sandbox):
+                found[sandbox.id] = self._sandboxes.live[sandbox.id].sandbox
+            else:
+                gone.append(sandbox)
+
+        def drop(kernel: Kernel) -> None:
+            for sandbox in gone:
+                if sandbox.spec.mode in ("", "none"):
+                    netns.unbind(sandbox.netns_path)
+                operations.WriteRecord(
+                    f"{self._sandboxes.record_folder}/{sandbox.id}.json", b"").undo(kernel)
+
+        await self._thread.run(drop)
+        await self._thread.run(self._load_rules)
+        return found
+
+    async def reload(self) -> None:
+        await self._thread.run(self._prepare)
+
+    # -- jobs on the namespace thread -------------------------------------------------------
+
+    def _host_subnets(self, kernel: Kernel) -> list[ipam.IPNetwork]:
+        """What the host already routes somewhere, our own bridges left out."""
+        own = {n.bridge for n in self._networks.bridges()}
+        own.add(default_bridge(self.exec_root, self.config))
+        names = {link.index: link.name for link in rtnetlink.links(kernel.route)}
+        result = []
+        for route in rtnetlink.routes(kernel.route):
+            if route.destination and route.prefix and names.get(route.index) not in own:
+                result.append(ipam.parse_network(f"{route.destination}/{route.prefix}"))
+        return result
+
+    def _prepare(self, kernel: Kernel) -> None:
+        """Forwarding, bridges and rules as they should be."""
+        self.warnings.clear()
+        if self.config.ip_forward and sysctl.change("net/ipv4/ip_forward", "1") is not None:
+            self._report("IPv4 forwarding was off on this host: turned on (net.ipv4.ip_forward)")
+        elif not self.config.ip_forward and sysctl.read("net/ipv4/ip_forward") == "0":
+            self.warnings.append("WARNING: IPv4 forwarding is disabled")
+        networks = self._networks.bridges()
+        for network in networks:
+            try:
+                bridge.ensure(kernel, network)
+            except (OSError, errdefs.CarrelError) as error:
+                if network.name == DEFAULT:
+                    raise
+                self.warnings.append(f"WARNING: network {network.name}: {error}")
+        if any(n.spec.enable_ipv6 for n in networks):
+            self._forward_ipv6()
+        self._load_rules(kernel)
+        self._look_at_foreign_rules(kernel)
+        kernel.ruleset.close()
+        for warning in self.warnings:
+            self._report(warning)
+
+    def _forward_ipv6(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if sysctl.change("net/ipv6/conf/all/forwarding", "1") is not None:
+                self._report("IPv6 forwarding was off on this host: turned on "
+                             "(net.ipv6.conf.all.forwarding)")
+
+    def _load_rules(self, kernel: Kernel) -> None:
+        described = [bridge.bridge_rules(n) for n in self._networks.bridges()]
+        published = [(p.map, p.text.strip("{ }")) for live in self._sandboxes.live.values()
+                     for p in live.published]
+        if not self._sandboxes.live:  # before restore(): keep what the living containers publish
+            published = self._recorded_ports()
+        kernel.ruleset.run(rules.base(self._sandboxes.table, described, published))
+        kernel.ruleset.close()
+
+    def _recorded_ports(self) -> list[tuple[str, str]]:
+        """The port elements of the last daemon's sandboxes."""
+        result = []
+        for sandbox in self._sandboxes.records():
+            if netns.identity(sandbox.netns_path or "/") is not None and all(
+                    i in self._networks for i in sandbox.endpoints):
+                result += [(p.map, p.text.strip("{ }"))
+                           for p in self._sandboxes.elements(sandbox)]
+        return result
+
+    def _look_at_foreign_rules(self, kernel: Kernel) -> None:
+        """Say so when somebody else's firewall will drop what we forward."""
+        try:
+            text = kernel.ruleset.run(_FORWARD_POLICY)
+        except OSError:
+            return
+        if "policy drop" in text:
+            self.warnings.append(
+                "WARNING: the iptables chain FORWARD has the policy DROP (Docker sets it): packets "
+                "of containers are dropped unless a rule accepts them, for example: iptables -I "
+                f"{'DOCKER-USER' if 'DOCKER-USER' in text else 'FORWARD'} -i carrel+ -j ACCEPT")
+
+    def _sweep(self, kernel: Kernel) -> None:
+        """Namespaces without a record: a start that its daemon did not finish."""
+        known = {os.path.basename(s.netns_path) for s in self._sandboxes.records()}
+        for name in os.listdir(self._sandboxes.netns_folder):
+            if name not in known:
+                netns.unbind(f"{self._sandboxes.netns_folder}/{name}")
+
+    def _take_off(self, kernel: Kernel) -> None:
+        """An engine without containers leaves nothing behind when it stops."""
+        with contextlib.suppress(OSError):
+            kernel.ruleset.run(rules.remove_table(self._sandboxes.table))
+        for network in self._networks.bridges():
+            with contextlib.suppress(OSError):
+                bridge.remove(kernel, network.bridge)
+
+    # -- the pool ---------------------------------------------------------------------------
+
+    def _schedule_refill(self) -> None:
+        if self._sandboxes.pool.size == 0:
+            return
+        if self._refill is not None:
+            self._refill.cancel()
+        self._refill = asyncio.get_running_loop().call_later(_REFILL_AFTER, self._start_filling)
+
+    def _start_filling(self) -> None:
+        self._refill = None
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.get_running_loop().create_task(self._fill())
+
+    async def _fill(self) -> None:
+        """One namespace a job, so that a start never waits for more than one."""
+        pool = self._sandboxes.pool
+        network = self._networks.find(DEFAULT)
+        usable = bridge.flag(network.spec.options, bridge.OPT_ICC, True)
+        with contextlib.suppress(OSError, errdefs.CarrelError):  # only slower without
+            while any(pool.missing):
+                connected = bool(pool.missing[0]) and usable
+                if not connected and not pool.missing[1]:
+                    return
+                pool.put(await self._thread.run(
+                    lambda kernel, c=connected: _make_ready(  # type: ignore[misc]
+                        kernel, network if c else None)))
+
+    # -- networks ---------------------------------------------------------------------------
+
+    async def create_network(self, spec: NetworkSpec) -> Network:
+        async with self._changes:
+            taken = await self._thread.run(self._host_subnets)
+            network = self._networks.plan(spec, taken)
+            self._networks.put(network)
+            try:
+                await self._thread.run(lambda kernel: self._make_network(kernel, network))
+            except BaseException:
+                self._networks.forget(network)
+                raise
+            return network
+
+    def _make_network(self, kernel: Kernel, network: Network) -> None:
+        existed = _link_exists(kernel, network.bridge)
+        bridge.ensure(kernel, network)
+        try:
+            if network.spec.enable_ipv6:
+                self._forward_ipv6()
+            table = self._sandboxes.table
+            described = [bridge.bridge_rules(n) for n in self._networks.bridges()]
+            kernel.ruleset.run(rules.add_bridge(table, bridge.bridge_rules(network))
+                               + rules.leave(table, described))
+            kernel.ruleset.close()
+        except BaseException:
+            if not existed:
+                bridge.remove(kernel, network.bridge)
+            raise
+
+    async def remove_network(self, reference: str) -> Network:
+        async with self._changes:
+            network = self._networks.find(reference)
+            if network.name in PREDEFINED:
+                raise errdefs.Forbidden(
+                    f"{network.name} is a pre-defined network and cannot be removed")
+            users = self._sandboxes.on_network(network.id)
+            if users:
+                names = ", ".join(f'name:"{s.spec.name}" id:"{e.id[:12]}"' for s, e in users)
+                raise errdefs.Forbidden(
+                    f"error while removing network: network {network.name} has active endpoints "
+                    f"({names})")
+            self._networks.forget(network)
+            await self._thread.run(lambda kernel: self._unmake_network(kernel, network))
+            return network
+
+    def _unmake_network(self, kernel: Kernel, network: Network) -> None:
+        described = [bridge.bridge_rules(n) for n in self._networks.bridges()]
+        table = self._sandboxes.table
+        try:
+            kernel.ruleset.run(rules.leave(table, described)
+                               + rules.remove_bridge(table, bridge.bridge_rules(network)))
+        except OSError:  # somebody changed our table by hand: put it right as a whole
+            self._load_rules(kernel)
+        kernel.ruleset.close()
+        bridge.remove(kernel, network.bridge)
+
+    def networks(self) -> list[Network]:
+        return list(self._networks)
+
+    def network(self, reference: str) -> Network:
+        return self._networks.find(reference)
+
+    def on_network(self, network_id: str) -> list[tuple[Sandbox, Endpoint]]:
+        """The sandboxes that are on a network now, with their places there."""
+        return self._sandboxes.on_network(network_id)
+
+    # -- sandboxes --------------------------------------------------------------------------
+
+    async def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
+        try:
+            return await self._sandboxes.create(spec)
+        finally:
+            self._schedule_refill()
+
+    async def connect(self, sandbox_id: str, network: str, spec: EndpointSpec) -> Endpoint:
+        return await self._sandboxes.connect(sandbox_id, _at(spec, network))
+
+    async def disconnect(self, sandbox_id: str, network: str) -> None:
+        await self._sandboxes.disconnect(sandbox_id, self._networks.find(network))
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        await self._sandboxes.remove(sandbox_id)
+
+    def rename(self, sandbox_id: str, name: str) -> None:
+        self._sandboxes.rename(sandbox_id, name)
+
+    def sandbox(self, sandbox_id: str) -> Sandbox | None:
+        live = self._sandboxes.live.get(sandbox_id)
+        return live.sandbox if live is not None else None
+
+    def sandboxes(self) -> list[Sandbox]:
+        return [live.sandbox for live in self._sandboxes.live.values()]
+
+    def check_endpoint(self, spec: EndpointSpec, *, mode: str) -> None:
+        network: Network | None = None
+        with contextlib.suppress(errdefs.NotFound):
+            network = self._networks.find(spec.network)
+        endpoints.check(network, spec)
+
+
+def _at(spec: EndpointSpec, network: str) -> EndpointSpec:
+    import msgspec
+
+    return spec if spec.network == network else msgspec.structs.replace(spec, network=network)
+
+
+def _link_exists(kernel: Kernel, name: str) -> bool:
+    try:
+        rtnetlink.link(kernel.route, name)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        raise
+    return True
+
+
+def _make_ready(kernel: Kernel, network: Network | None) -> Ready:
+    """A namespace for the pool; with ``network`` a pair on its bridge, up and without address."""
+    inside: Inside = operations.new_namespace(kernel)
+    if network is None:
+        return Ready(inside)
+    try:
+        mac = bridge.random_mac()
+        name = bridge.host_ifname(mac, network.id)
+        operations.make_pair(kernel, inside, operations.Interface(
+            ifname="eth0", host_ifname=name, bridge=network.bridge, mac=mac, mtu=network.mtu))
+        inside.route.request([rtnetlink.set_link(0, ifname="eth0", up=True)])
+    except BaseException:
+        inside.close()
+        raise
+    return Ready(inside, name)

@@ -1,0 +1,592 @@
+"""Sandboxes: plan, hand to the namespace thread, remember; the reverse on removal.
+
+Order of a start: addresses and ports are taken (memory and sockets, each with its undo), then one
+job on the namespace thread does everything to the kernel, then names and relays are served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import msgspec
+
+from carrel import errdefs
+from carrel.kernel import netns, nftables, plan
+from carrel.kernel.conntrack import forget_udp
+from carrel.kernel.plan import Operation
+from carrel.network import bridge, endpoints, files, operations, ports, rules
+from carrel.network.api import (
+    Config,
+    Endpoint,
+    EndpointSpec,
+    Network,
+    PortBinding,
+    Sandbox,
+    SandboxSpec,
+)
+from carrel.network.networks import DEFAULT, Networks
+from carrel.network.nsthread import Kernel, NamespaceThread
+from carrel.network.pool import Pool, Ready
+from carrel.network.relay import Relay
+from carrel.network.resolver import Resolver
+from carrel.network.zone import Zone
+
+_encode = msgspec.json.Encoder().encode
+_Sockets = tuple[socket.socket, socket.socket] | None
+
+
+class Live:
+    """One sandbox with what the daemon holds for it. Changed by the task that has ``lock``."""
+
+    __slots__ = ("lock", "published", "relays", "reserved", "sandbox")
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.reserved: list[ports.Reserved] = []
+        self.published: tuple[nftables.Port, ...] = ()
+        self.relays: list[Relay] = []
+        self.lock = asyncio.Lock()
+
+
+class Sandboxes:
+    """All sandboxes of the engine. Only the event loop uses it."""
+
+    def __init__(self, exec_root: str, config: Config, networks: Networks,
+                 thread: NamespaceThread) -> None:
+        self.config = config
+        self.table = rules.table_name(exec_root)
+        self.netns_folder = f"{exec_root}/netns"
+        self.record_folder = f"{exec_root}/network"
+        self.networks = networks
+        self.thread = thread
+        self.live: dict[str, Live] = {}
+        self.zone = Zone()
+        self.ports = ports.PortTable()
+        self.resolver = Resolver(self.zone, networks)
+        self.pool = Pool(config.pool_size)
+        self.host = files.Resolver()
+
+    # -- questions --------------------------------------------------------------------------
+
+    def on_network(self, network_id: str) -> list[tuple[Sandbox, Endpoint]]:
+        return [(one.sandbox, e) for one in self.live.values()
+                for e in one.sandbox.endpoints.values() if e.network_id == network_id]
+
+    def by_id(self, ident: str) -> Live:
+        live = self.live.get(ident)
+        if live is None:
+            raise errdefs.NotFound(f"no network sandbox of container {ident}")
+        return live
+
+    def host_gateways(self) -> tuple[str, ...]:
+        if self.config.host_gateway_ips:
+            return self.config.host_gateway_ips
+        return tuple(p.gateway for p in self.networks.find(DEFAULT).pools)
+
+    def _networks_of(self, places: dict[str, Endpoint]) -> dict[str, Network]:
+        return {i: self.networks.find(i) for i in places}
+
+    # -- creation ---------------------------------------------------------------------------
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        if spec.id in self.live:
+            await self.remove(spec.id)  # left by a start that its daemon did not survive
+        if spec.mode == "host" or spec.mode.startswith("container:"):
+            return self._create_shared(spec)
+        if spec.mode not in ("", "none"):
+            raise errdefs.InvalidParameter(f"unknown network mode {spec.mode!r}")
+        with contextlib.ExitStack() as undo:
+            live = await self._create(spec, undo)
+            undo.pop_all()
+        return live.sandbox
+
+    def _create_shared(self, spec: SandboxSpec) -> Sandbox:
+        """host and container:<id>: nothing of its own."""
+        if spec.mode == "host":
+            self.host = files.host_resolver()
+            sandbox = Sandbox(id=spec.id, spec=spec,
+                              hosts=files.host_hosts(spec, self.host_gateways()),
+                              resolv_conf=files.host_resolv_conf(spec, self.config))
+        else:
+            other = self.by_id(spec.mode.partition(":")[2]).sandbox
+            sandbox = msgspec.structs.replace(other, id=spec.id, spec=spec, endpoints={}, ports=())
+        with contextlib.suppress(OSError):  # the record only serves a restart of the daemon
+            operations.WriteRecord(self._record(spec.id), _encode(sandbox)).write()
+        self.live[spec.id] = Live(sandbox)
+        return sandbox
+
+    async def _create(self, spec: SandboxSpec, undo: contextlib.ExitStack) -> Live:
+        key = secrets.token_hex(32)
+        path = f"{self.netns_folder}/{key[:12]}"
+        self.host = files.host_resolver()
+        places: dict[str, Endpoint] = {}
+        for wanted in spec.endpoints:
+            endpoint = self._plan_endpoint(spec, wanted, key, places, undo)
+            places[endpoint.network_id] = endpoint
+        networks = self._networks_of(places)
+        ready = self._from_pool(places, networks, undo)
+        live = Live(Sandbox(id=spec.id, spec=spec, key=key, netns_path=path, endpoints=places))
+        self._reserve(live, networks, undo)
+        live.sandbox = self._with_files(live, networks)
+        await self._execute(live, self._plan(live, networks, ready))
+        return live
+
+    def _plan_endpoint(self, spec: SandboxSpec, wanted: EndpointSpec, key: str,
+                       others: dict[str, Endpoint], undo: contextlib.ExitStack) -> Endpoint:
+        """Take the addresses (their release is pushed at once) and the names."""
+        network = self.networks.find(wanted.network)
+        if not network.bridge:
+            raise errdefs.Forbidden(
+                f"container cannot be connected to network {network.name} together with others")
+        if network.id in others:
+            raise errdefs.Forbidden(
+                f"endpoint with name {spec.name} already exists in network {network.name}")
+        endpoints.check(network, wanted)
+        ipv4, prefix4, gateway4 = self._take(network, 4, wanted.ipv4, undo)
+        ipv6, prefix6, gateway6 = ("", 0, "")
+        if network.spec.enable_ipv6:
+            ipv6, prefix6, gateway6 = self._take(network, 6, wanted.ipv6, undo)
+        mac = endpoints.normal_mac(wanted.mac) if wanted.mac else bridge.mac_for(ipv4)
+        used = {e.ifname for e in others.values()}
+        named = network.name != DEFAULT
+        return Endpoint(
+            id=secrets.token_hex(32), network_id=network.id, network_name=network.name,
+            spec=wanted, ifname=endpoints.interface_name(wanted, used),
+            host_ifname=bridge.host_ifname(key, network.id), mac=mac, ipv4=ipv4, prefix4=prefix4,
+            gateway4=gateway4, ipv6=ipv6, prefix6=prefix6, gateway6=gateway6,
+            dns_names=endpoints.dns_names(spec, wanted) if named else ())
+
+    def _take(self, network: Network, version: int, wanted: str,
+              undo: contextlib.ExitStack) -> tuple[str, int, str]:
+        addresses = self.networks.addresses[network.id]
+        address, prefix = addresses.take(
+            version, wanted, f"no available IPv{version} addresses on this network's address "
+            f"pools: {network.name} ({network.id})")
+        undo.callback(addresses.release, address)
+        if network.spec.internal:
+            return address, prefix, ""
+        gateway = next((p.gateway for p in network.pools if (":" in p.subnet) == (version == 6)),
+                       "")
+        return address, prefix, gateway
+
+    def _from_pool(self, places: dict[str, Endpoint], networks: dict[str, Network],
+                   undo: contextlib.ExitStack) -> Ready | None:
+        """A namespace made ahead, and its interface's name in the plan."""
+        first = next(iter(places.values()), None)
+        connected = (first is not None and first.ifname == "eth0"
+                     and networks[first.network_id].name == DEFAULT)
+        ready = self.pool.take(connected=connected) or (
+            self.pool.take(connected=False) if connected else None)
+        if ready is not None:
+            undo.callback(ready.inside.close)
+            if ready.host_ifname and first is not None:
+                places[first.network_id] = msgspec.structs.replace(
+                    first, host_ifname=ready.host_ifname)
+        return ready
+
+    def _plan(self, live: Live, networks: dict[str, Network],
+              ready: Ready | None) -> list[Operation]:
+        """Everything that the kernel has to do, in order. Pure."""
+        sandbox = live.sandbox
+        path = sandbox.netns_path
+        through = endpoints.gateways(sandbox.endpoints.values(), networks)
+        work: list[Operation] = [operations.MakeNamespace(path, ready)]
+        pooled = ready is not None and bool(ready.host_ifname)
+        for ident, endpoint in sandbox.endpoints.items():
+            shape = endpoints.interface(endpoint, networks[ident], through.get(endpoint.id, ()))
+            work.append(operations.AddInterface(path, shape, pooled=pooled))
+            pooled = False
+        if endpoints.has_resolver(networks.values()):
+            work.append(operations.OpenResolver(path))
+        if live.published:
+            work.append(operations.Publish(self.table, live.published))
+        work.append(operations.WriteRecord(self._record(sandbox.id), _encode(sandbox)))
+        return work
+
+    async def _execute(self, live: Live, work: list[Operation]) -> None:
+        """Run a plan that makes a sandbox; a cancelled caller leaves nothing behind."""
+        path = live.sandbox.netns_path
+        made: list[_Sockets] = []
+        try:
+            await self.thread.run(lambda kernel: made.append(_execute(kernel, path, work)))
+        except asyncio.CancelledError:
+            for sock in (made[0] if made else None) or ():
+                sock.close()
+            await self.thread.run(lambda kernel: self._tear_down(kernel, live))
+            raise
+        self._serve(live, made[0])
+
+    # -- published ports --------------------------------------------------------------------
+
+    def _reserve(self, live: Live, networks: dict[str, Network],
+                 undo: contextlib.ExitStack) -> None:
+        """Bind the host's side of every published port, before anything is done."""
+        sandbox = live.sandbox
+        exit_point = endpoints.published_through(sandbox.endpoints.values(), networks)
+        if exit_point is None or not sandbox.spec.ports:
+            return
+        undo.callback(self.ports.release, live.reserved)
+        try:
+            for wanted in sandbox.spec.ports:
+                live.reserved += self.ports.reserve(
+                    wanted, self._host_addresses(wanted, networks[exit_point.network_id]),
+                    sandbox.id, optional_v6=not wanted.host_ip)
+        except errdefs.SystemFailure as error:
+            raise errdefs.SystemFailure(
+                "failed to set up container networking: driver failed programming external "
+                f"connectivity on endpoint {sandbox.spec.name} ({exit_point.id}): {error}"
+            ) from None
+        self._direct_ports(live, exit_point)
+
+    def _host_addresses(self, wanted: PortBinding, network: Network) -> tuple[str, ...]:
+        if wanted.host_ip:
+            return (files.ip_text(wanted.host_ip),)
+        default = network.spec.options.get(bridge.OPT_HOST_BINDING) or self.config.default_host_ip
+        if default and default != "0.0.0.0":
+            return (default,)
+        usable = self.config.userland_proxy or network.spec.enable_ipv6
+        return ("0.0.0.0", "::") if usable else ("0.0.0.0",)
+
+    def _direct_ports(self, live: Live, exit_point: Endpoint) -> None:
+        """The elements of the maps, and the ports as inspect shows them."""
+        bindings = tuple(r.binding for r in live.reserved)
+        live.sandbox = msgspec.structs.replace(live.sandbox, ports=bindings)
+        live.published = _elements(bindings, exit_point)
+
+    def _serve(self, live: Live, sockets: _Sockets) -> None:
+        """Names, relays and the resolver: what lives in the daemon."""
+        sandbox = live.sandbox
+        self.live[sandbox.id] = live
+        for endpoint in sandbox.endpoints.values():
+            self.zone.add(endpoint)
+        self._serve_ports(live)
+        if sockets is not None:
+            self._serve_resolver(sandbox, sockets)
+
+    def _serve_ports(self, live: Live) -> None:
+        for relay in live.relays:
+            relay.close()
+        live.relays = []
+        places = live.sandbox.endpoints
+        exit_point = endpoints.published_through(places.values(), self._networks_of(places))
+        if exit_point is not None and self.config.userland_proxy:
+            for reserved in live.reserved:
+                six = ":" in reserved.binding.host_ip and exit_point.ipv6
+                live.relays.append(Relay(reserved, exit_point.ipv6 if six else exit_point.ipv4))
+
+    def _serve_resolver(self, sandbox: Sandbox, sockets: tuple[socket.socket, socket.socket],
+                        ) -> None:
+        self.resolver.serve(sandbox.id, sockets, tuple(sandbox.endpoints), files.upstream_servers(
+            sandbox.spec, self.config, self.host), internal=self._is_internal(sandbox))
+
+    def _is_internal(self, sandbox: Sandbox) -> bool:
+        """No network of the sandbox leads outside: its questions must not either."""
+        return all(self.networks.find(i).spec.internal for i in sandbox.endpoints)
+
+    def _with_files(self, live: Live, networks: dict[str, Network]) -> Sandbox:
+        sandbox = live.sandbox
+        spec = sandbox.spec
+        embedded = endpoints.has_resolver(networks.values())
+        return msgspec.structs.replace(
+            sandbox,
+            hosts=files.hosts(spec, sandbox.endpoints.values(), self.host_gateways(),
+                              endpoints.link_entries(spec, self._link_targets())
+                              if any(e.links for e in spec.endpoints) else ()),
+            resolv_conf=files.resolv_conf(spec, self.config, self.host, embedded=embedded))
+
+    def _link_targets(self) -> dict[str, tuple[str, str]]:
+        found = {}
+        for one in self.live.values():
+            place = next(iter(one.sandbox.endpoints.values()), None)
+            if place is not None:
+                spec = one.sandbox.spec
+                names = f"{spec.hostname or spec.id[:12]} {spec.name}"
+                found[spec.name] = found[spec.id] = (place.ipv4, names)
+        return found
+
+    # -- changes of a running one -----------------------------------------------------------
+
+    async def connect(self, ident: str, wanted: EndpointSpec) -> Endpoint:
+        live = self.by_id(ident)
+        async with live.lock:
+            with contextlib.ExitStack() as undo:
+                endpoint = await self._connect(live, wanted, undo)
+                undo.pop_all()
+                return endpoint
+
+    async def _connect(self, live: Live, wanted: EndpointSpec,
+                       undo: contextlib.ExitStack) -> Endpoint:
+        old = live.sandbox
+        path = old.netns_path
+        endpoint = self._plan_endpoint(old.spec, wanted, old.key, old.endpoints, undo)
+        places = {**old.endpoints, endpoint.network_id: endpoint}
+        networks = self._networks_of(places)
+        before = endpoints.gateways(old.endpoints.values(), networks)
+        after = endpoints.gateways(places.values(), networks)
+        sandbox = msgspec.structs.replace(old, endpoints=places, spec=msgspec.structs.replace(
+            old.spec, endpoints=(*old.spec.endpoints, wanted)))
+        new_route = endpoint.id in after and bool(before)
+        shape = endpoints.interface(endpoint, networks[endpoint.network_id],
+                                    () if new_route else after.get(endpoint.id, ()))
+        work: list[Operation] = [operations.OpenNamespace(path),
+                                 operations.AddInterface(path, shape)]
+        if new_route:
+            work.append(operations.DefaultRoute(path, endpoint.ifname, after[endpoint.id],
+                                                _route_of(old, before)))
+        embedded = endpoints.has_resolver(self._networks_of(old.endpoints).values())
+        if not embedded and endpoints.has_resolver(networks.values()):
+            work.append(operations.OpenResolver(path, replace=True))
+        live.sandbox = sandbox
+        try:
+            live.sandbox = self._with_files(live, networks)
+            work.append(operations.WriteRecord(self._record(old.id), _encode(live.sandbox)))
+            sockets = await self.thread.run(lambda kernel: _execute(kernel, path, work))
+        except BaseException:
+            live.sandbox = old
+            raise
+        self.zone.add(endpoint)
+        if sockets is not None:
+            self._serve_resolver(live.sandbox, sockets)
+        else:
+            self.resolver.change(old.id, tuple(places), internal=self._is_internal(live.sandbox))
+        if new_route or not old.endpoints:
+            await self._republish(live)
+        return endpoint
+
+    async def disconnect(self, ident: str, network: Network) -> None:
+        live = self.by_id(ident)
+        async with live.lock:
+            await self._disconnect(live, network)
+
+    async def _disconnect(self, live: Live, network: Network) -> None:
+        old = live.sandbox
+        gone = old.endpoints.get(network.id)
+        if gone is None:
+            raise errdefs.NotFound(
+                f"container {old.id} is not connected to network {network.name}")
+        places = {i: e for i, e in old.endpoints.items() if i != network.id}
+        networks = self._networks_of(places)
+        after = endpoints.gateways(places.values(), networks)
+        before = endpoints.gateways(old.endpoints.values(), self._networks_of(old.endpoints))
+        path = old.netns_path
+        live.sandbox = msgspec.structs.replace(old, endpoints=places, spec=msgspec.structs.replace(
+            old.spec, endpoints=tuple(e.spec for e in places.values())))
+        live.sandbox = self._with_files(live, networks)
+        work: list[Operation] = [operations.RemoveInterface(gone.host_ifname)]
+        if gone.id in before and after:
+            route = _route_of(live.sandbox, after)
+            if route is not None and netns.identity(path) is not None:
+                work += [operations.OpenNamespace(path),
+                         operations.DefaultRoute(path, *route, None)]
+        work.append(operations.WriteRecord(self._record(old.id), _encode(live.sandbox)))
+        await self.thread.run(lambda kernel: _execute(kernel, path, work))
+        self.zone.remove(gone)
+        self._release(gone)
+        self.resolver.change(old.id, tuple(places), internal=self._is_internal(live.sandbox))
+        if gone.id in before:
+            await self._republish(live)
+
+    async def _republish(self, live: Live) -> None:
+        """Published ports lead to another endpoint now (or to none)."""
+        places = live.sandbox.endpoints
+        networks = self._networks_of(places)
+        old = live.published
+        exit_point = endpoints.published_through(places.values(), networks)
+        if exit_point is None:
+            self._stop_ports(live)
+            live.published = ()
+            live.sandbox = msgspec.structs.replace(live.sandbox, ports=())
+        elif live.reserved:
+            self._direct_ports(live, exit_point)
+        else:
+            with contextlib.ExitStack() as undo:
+                self._reserve(live, networks, undo)
+                undo.pop_all()
+        record = operations.WriteRecord(self._record(live.sandbox.id), _encode(live.sandbox))
+        new = live.published
+
+        def job(kernel: Kernel) -> None:
+            operations.unpublish(kernel, self.table, old)
+            if new:
+                operations.Publish(self.table, new).execute(kernel)
+            record.execute(kernel)
+
+        await self.thread.run(job)
+        self._serve_ports(live)
+
+    def rename(self, ident: str, name: str) -> None:
+        live = self.live.get(ident)
+        if live is None:
+            return
+        spec = msgspec.structs.replace(live.sandbox.spec, name=name)
+        places = {}
+        for network, endpoint in live.sandbox.endpoints.items():
+            self.zone.remove(endpoint)
+            if endpoint.dns_names:
+                endpoint = msgspec.structs.replace(
+                    endpoint, dns_names=endpoints.dns_names(spec, endpoint.spec))
+            self.zone.add(endpoint)
+            places[network] = endpoint
+        live.sandbox = msgspec.structs.replace(live.sandbox, spec=spec, endpoints=places)
+        operations.WriteRecord(self._record(ident), _encode(live.sandbox)).write()
+
+    # -- removal ----------------------------------------------------------------------------
+
+    async def remove(self, ident: str) -> None:
+        live = self.live.get(ident)
+        if live is None:
+            return
+        async with live.lock:
+            if self.live.get(ident) is not live:
+                return
+            self.forget(live)
+            try:
+                await self.thread.run(lambda kernel: self._tear_down(kernel, live))
+            finally:
+                self.ports.release(live.reserved)
+                for endpoint in live.sandbox.endpoints.values():
+                    self._release(endpoint)
+
+    def forget(self, live: Live) -> None:
+        """Stop serving it: names, resolver, relays."""
+        self.live.pop(live.sandbox.id, None)
+        for endpoint in live.sandbox.endpoints.values():
+            self.zone.remove(endpoint)
+        self.resolver.stop(live.sandbox.id)
+        for relay in live.relays:
+            relay.close()
+        live.relays = []
+
+    def _stop_ports(self, live: Live) -> None:
+        for relay in live.relays:
+            relay.close()
+        live.relays = []
+        self.ports.release(live.reserved)
+        live.reserved = []
+
+    def _tear_down(self, kernel: Kernel, live: Live) -> None:
+        """On the namespace thread. Every step is tried; the first error is raised at the end."""
+        sandbox = live.sandbox
+        record = operations.WriteRecord(self._record(sandbox.id), b"")
+        steps: list[Callable[[], object]] = [
+            partial(operations.unpublish, kernel, self.table, live.published)]
+        if sandbox.spec.mode in ("", "none"):
+            steps.append(partial(netns.unbind, sandbox.netns_path))
+        steps.append(partial(record.undo, kernel))
+        if any(p.key[0] == nftables.PROTOCOLS["udp"] for p in live.published):
+            steps += [partial(forget_udp, e.ipv4) for e in sandbox.endpoints.values() if e.ipv4]
+        first: Exception | None = None
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    def _release(self, endpoint: Endpoint) -> None:
+        addresses = self.networks.addresses.get(endpoint.network_id)
+        if addresses is not None:
+            addresses.release(endpoint.ipv4)
+            addresses.release(endpoint.ipv6)
+
+    def _record(self, ident: str) -> str:
+        return f"{self.record_folder}/{ident}.json"
+
+    # -- after a restart of the daemon ------------------------------------------------------
+
+    def records(self) -> list[Sandbox]:
+        """What the last daemon knew, as far as the namespaces are still there."""
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for name in sorted(os.listdir(self.record_folder)):
+                if not name.endswith(".json"):
+                    continue
+                with open(f"{self.record_folder}/{name}", "rb") as file:
+                    data = file.read()
+                with contextlib.suppress(msgspec.MsgspecError):
+                    found.append(msgspec.json.decode(data, type=Sandbox))
+        return found
+
+    def elements(self, sandbox: Sandbox) -> tuple[nftables.Port, ...]:
+        """The map elements of a sandbox, from its record."""
+        places = sandbox.endpoints
+        exit_point = endpoints.published_through(places.values(), self._networks_of(places))
+        return _elements(sandbox.ports, exit_point) if exit_point is not None else ()
+
+    async def adopt(self, sandbox: Sandbox) -> bool:
+        """Serve a sandbox of the last daemon again; False when it cannot be."""
+        if any(i not in self.networks for i in sandbox.endpoints):
+            return False
+        live = Live(sandbox)
+        self.host = files.host_resolver()
+        if sandbox.spec.mode == "host" or sandbox.spec.mode.startswith("container:"):
+            self.live[sandbox.id] = live
+            return True
+        path = sandbox.netns_path
+        if netns.identity(path) is None:
+            return False
+        for endpoint in sandbox.endpoints.values():
+            addresses = self.networks.addresses[endpoint.network_id]
+            for address in (endpoint.ipv4, endpoint.ipv6):
+                if address:
+                    addresses.reserve(address)
+        networks = self._networks_of(sandbox.endpoints)
+        self._reserve_again(live, networks)
+        work: list[Operation] = [operations.OpenNamespace(path)]
+        if endpoints.has_resolver(networks.values()):
+            work.append(operations.OpenResolver(path, replace=True))
+        sockets = await self.thread.run(lambda kernel: _execute(kernel, path, work))
+        self._serve(live, sockets)
+        return True
+
+    def _reserve_again(self, live: Live, networks: dict[str, Network]) -> None:
+        """The same ports as before; one that somebody took meanwhile stays with the rules."""
+        sandbox = live.sandbox
+        exit_point = endpoints.published_through(sandbox.endpoints.values(), networks)
+        if exit_point is None:
+            return
+        for binding in sandbox.ports:
+            with contextlib.suppress(errdefs.CarrelError):
+                live.reserved += self.ports.reserve(binding, (binding.host_ip,), sandbox.id,
+                                                    optional_v6=False)
+        live.published = _elements(sandbox.ports, exit_point)
+
+
+def _elements(bindings: Iterable[PortBinding], exit_point: Endpoint) -> tuple[nftables.Port, ...]:
+    """The map elements that lead published ports to an endpoint; a host address of a family that
+    the endpoint does not have is the relay's."""
+    found = []
+    for b in bindings:
+        target = exit_point.ipv6 if ":" in b.host_ip else exit_point.ipv4
+        if target:
+            at = "" if b.host_ip in ("0.0.0.0", "::") else b.host_ip
+            found.append(nftables.Port(b.proto, at, b.host_port, target, b.container_port))
+    return tuple(found)
+
+
+def _route_of(sandbox: Sandbox, through: dict[str, tuple[str, ...]]
+              ) -> tuple[str, tuple[str, ...]] | None:
+    """(interface, gateways) of the default route."""
+    for endpoint in sandbox.endpoints.values():
+        if endpoint.id in through:
+            return endpoint.ifname, through[endpoint.id]
+    return None
+
+
+def _execute(kernel: Kernel, path: str, work: list[Operation]) -> _Sockets:
+    """On the namespace thread: run the plan, close what it opened; the resolver's sockets."""
+    try:
+        plan.run(work, kernel)
+        inside = kernel.inside.get(path)
+        return inside.take_resolver() if inside is not None else None
+    finally:
+        inside = kernel.inside.pop(path, None)
+        if inside is not None:
+            inside.close()
