@@ -73,11 +73,11 @@ class EventBus:
                         event, filters):
                     yield event
             while True:
-                event = await _next(queue, until_ns)
-                if event is None:
+                news = await _next(queue, until_ns)
+                if news is None:
                     return
-                if matches(event, filters):
-                    yield event
+                if matches(news, filters):
+                    yield news
         finally:
             self._listeners.discard(queue)
 

@@ -86,7 +86,7 @@ class Api:
     def __init__(self, routes: Iterable[web.RouteDef]) -> None:
         self.router = Router()
         for route in routes:
-            self.router.add(route.method, route.path, route.handler)  # type: ignore[arg-type]
+            self.router.add(route.method, route.path, route.handler)
         for method, path, operation in endpoints.OPERATIONS:
             wide = path.replace("{name}", "{name:.+}")
             self.router.add(method, wide, _unbuilt(method, path, operation))

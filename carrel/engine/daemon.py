@@ -1,0 +1,205 @@
+"""One running daemon: what is made, in which order, and taken down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from typing import Any
+
+from aiohttp import web
+
+from carrel import errdefs
+from carrel.engine import flags, log, model, restore, server, sockets, stop
+from carrel.engine.child import Child
+from carrel.engine.config import Config
+from carrel.engine.containerd import Client
+from carrel.engine.context import EngineContext
+from carrel.engine.events import EventBus
+from carrel.engine.manager import Manager
+from carrel.engine.store import Store
+from carrel.engine.watch import Watcher
+from carrel.proto.rpc import GrpcTransport, LocalTransport, Transport
+
+
+class Daemon:
+    """Made from a config, started once, stopped once."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._undo = contextlib.AsyncExitStack()
+        self._ctx: EngineContext | None = None
+        self._manager: Manager | None = None
+
+    async def start(self, stopping: asyncio.Event) -> None:
+        config, undo = self.config, self._undo
+        store = Store(f"{config.engine_dir}/engine.db")
+        undo.callback(store.close)
+        transport = await self._layer()
+        client = Client(transport, config.containerd_namespace)
+        undo.callback(client.close)
+        ctx = self._ctx = EngineContext(config, store, client, EventBus())
+        ctx.id = _identity(store)
+        await self._areas(ctx)
+        manager = self._manager = Manager(ctx)
+        ctx.containers = manager
+        await _namespace(client)
+        watcher = Watcher(manager)
+        watcher.start()
+        undo.push_async_callback(watcher.stop)
+        await ctx.images.start()
+        await ctx.network.start()
+        undo.push_async_callback(ctx.network.stop)
+        wanted = await restore.restore(manager)
+        if not stopping.is_set():
+            await self._listen(ctx)
+            ctx.spawn(restore.start_wanted(manager, wanted), "restart policies")
+            ctx.spawn(restore.auto_removals(manager), "auto removals")
+
+    async def _layer(self) -> Transport:
+        """The containerd layer: our own process, one that is there, or in this process."""
+        config = self.config
+        if config.containerd == "embedded":
+            return await self._embedded()
+        if not config.containerd:
+            child = Child(config)
+            await child.start()
+            self._undo.push_async_callback(child.stop)
+        return GrpcTransport(config.containerd_socket)
+
+    async def _embedded(self) -> Transport:
+        from carrel.containerd.service import build
+
+        config = self.config
+        services: Any = build(f"{config.data_root}/containerd", f"{config.exec_root}/containerd",
+                              address=config.containerd_socket, debug=config.debug,
+                              mirrors=tuple(config.registry_mirrors),
+                              insecure=tuple(config.insecure_registries))
+        from carrel.containerd.ttrpc import Server
+
+        shims = Server(services.shim_handlers())
+        path = f"{config.containerd_socket}.ttrpc"
+        os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+        await shims.start(_private_socket(path))
+        self._undo.callback(shims.stop)
+        await services.start()
+        self._undo.push_async_callback(services.stop)
+        return LocalTransport(services.servicers())
+
+    async def _areas(self, ctx: EngineContext) -> None:
+        from carrel.engine.images import ImageService
+        from carrel.engine.volumes import VolumeService
+
+        ctx.images = ImageService(ctx)
+        ctx.volumes = VolumeService(ctx)
+        ctx.network = make_network(ctx)
+
+    async def _listen(self, ctx: EngineContext) -> None:
+        app = server.application(server.Api(server.all_routes(ctx)))
+        runner = server.runner(app)
+        await runner.setup()
+        self._undo.push_async_callback(runner.cleanup)
+        for sock, context in sockets.open_all(self.config):
+            sock.setblocking(False)
+            if sock.family.name == "AF_UNIX" and sock.getsockname():
+                self._undo.callback(_unlink, sock.getsockname())
+            await web.SockSite(runner, sock, ssl_context=context, backlog=512).start()
+
+    def reload(self) -> None:
+        """SIGHUP: what daemon.json says now, as far as it can change while running."""
+        try:
+            fresh = flags.merge({"config_file": self.config.config_file}) \
+                if os.path.exists(self.config.config_file) else None
+        except (errdefs.CarrelError, OSError) as error:
+            log.error(f"reload: {error}")
+            return
+        if fresh:
+            for field in flags.RELOADABLE:
+                value, default = getattr(fresh, field), getattr(Config(), field)
+                if value != default:
+                    setattr(self.config, field, value)
+            log.configure("debug" if self.config.debug else self.config.log_level)
+        if self._ctx:
+            self._ctx.spawn(self._ctx.network.reload(), "network reload")
+            self._ctx.events.publish("daemon", "reload", self._ctx.id,
+                                     {"name": os.uname().nodename})
+
+    async def stop(self) -> None:
+        """Containers first (unless they are to live on), then everything in reverse order."""
+        ctx, manager = self._ctx, self._manager
+        if manager:
+            manager.stopping = True
+            if not self.config.live_restore:
+                await self._stop_containers(manager)
+        if ctx:
+            ctx.events.close()
+            await ctx.drain(5.0)
+        await self._undo.aclose()
+
+    async def _stop_containers(self, manager: Manager) -> None:
+        """All at once, each with its own patience, none longer than --shutdown-timeout."""
+        async def one(container: model.Container) -> None:
+            limit = self.config.shutdown_timeout
+            own = container.config.get("StopTimeout")
+            seconds = own if isinstance(own, int) and own >= 0 else 10
+            try:
+                await stop.stop(manager, container, seconds if limit < 0 else min(seconds, limit))
+            except errdefs.NotModified:
+                pass
+            except (errdefs.CarrelError, OSError) as error:
+                log.error(f"stopping {container.id[:12]}: {error}", error)
+
+        await asyncio.gather(*(one(c) for c in manager.all() if c.running))
+
+
+def make_network(ctx: EngineContext) -> Any:
+    """The network layer with this daemon's options."""
+    from carrel.network.api import Config as NetworkConfig
+    from carrel.network.controller import Controller
+
+    config = ctx.config
+    return Controller(config.exec_root, ctx.store, NetworkConfig(
+        bip=config.bip, bridge=config.bridge or "carrel0", mtu=config.mtu or 1500,
+        address_pools=tuple((p["base"], p["size"]) for p in config.default_address_pools),
+        icc=config.icc, ip_masq=config.ip_masq, ip_forward=config.ip_forward,
+        default_host_ip=config.ip, userland_proxy=config.userland_proxy, dns=tuple(config.dns),
+        dns_search=tuple(config.dns_search), dns_options=tuple(config.dns_options),
+        live_restore=config.live_restore))
+
+
+def _identity(store: Store) -> str:
+    """The daemon's id: made once, kept with the data."""
+    doc = store.get("daemon", "identity")
+    if doc is None:
+        doc = {"id": str(uuid.uuid4())}
+        store.put("daemon", "identity", doc)
+    return str(doc["id"])
+
+
+async def _namespace(client: Client) -> None:
+    from carrel.proto import namespaces_pb2
+
+    with contextlib.suppress(errdefs.AlreadyExists):
+        await client.namespaces.Create(namespaces_pb2.CreateNamespaceRequest(
+            namespace=namespaces_pb2.Namespace(name=client.namespace)))
+
+
+def _private_socket(path: str) -> Any:
+    import socket
+
+    _unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(old)
+    sock.listen(512)
+    sock.setblocking(False)
+    return sock
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,252 @@
+"""dockerd's flags and daemon.json, merged into one :class:`Config`.
+
+A setting in both places is an error, as in dockerd: nobody should have to guess
+which one holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, NoReturn
+
+import msgspec
+
+from carrel import errdefs
+from carrel.engine import jsonio, log, mountspec, validate
+from carrel.engine.config import CARREL_RUNTIME, RUNC_RUNTIME, Config, Runtime
+
+DEFAULT_CONFIG_FILE = "/etc/carrel/daemon.json"
+_SWITCH = {"action": argparse.BooleanOptionalAction, "default": None}
+#: flag -> (field of Config, argparse settings); many-valued ones are lists
+_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "-H,--host": ("hosts", {"action": "append"}),
+    "--data-root": ("data_root", {}), "--exec-root": ("exec_root", {}),
+    "-p,--pidfile": ("pidfile", {}), "--config-file": ("config_file", {}),
+    "--containerd": ("containerd", {}), "--containerd-namespace": ("containerd_namespace", {}),
+    "-s,--storage-driver": ("snapshotter", {}), "-G,--group": ("group", {}),
+    "-D,--debug": ("debug", _SWITCH), "-l,--log-level": ("log_level", {}),
+    "--live-restore": ("live_restore", _SWITCH), "--cgroup-parent": ("cgroup_parent", {}),
+    "--default-runtime": ("default_runtime", {}), "--add-runtime": ("runtimes",
+                                                                    {"action": "append"}),
+    "--init": ("init", _SWITCH), "--init-path": ("init_path", {}),
+    "--label": ("labels", {"action": "append"}),
+    "--shutdown-timeout": ("shutdown_timeout", {"type": int}),
+    "--no-new-privileges": ("no_new_privileges", _SWITCH),
+    "--seccomp-profile": ("seccomp_profile", {}), "--default-shm-size": ("default_shm_size", {}),
+    "--default-ulimit": ("default_ulimits", {"action": "append"}),
+    "--default-cgroupns-mode": ("default_cgroupns_mode", {}),
+    "--default-ipc-mode": ("default_ipc_mode", {}), "--log-driver": ("log_driver", {}),
+    "--log-opt": ("log_opts", {"action": "append"}), "--bip": ("bip", {}),
+    "-b,--bridge": ("bridge", {}), "--default-gateway": ("default_gateway", {}),
+    "--fixed-cidr": ("fixed_cidr", {}),
+    "--default-address-pool": ("default_address_pools", {"action": "append"}),
+    "--dns": ("dns", {"action": "append"}), "--dns-opt": ("dns_options", {"action": "append"}),
+    "--dns-search": ("dns_search", {"action": "append"}), "--mtu": ("mtu", {"type": int}),
+    "--iptables": ("iptables", _SWITCH), "--ip6tables": ("ip6tables", _SWITCH),
+    "--ip-forward": ("ip_forward", _SWITCH), "--ip-masq": ("ip_masq", _SWITCH),
+    "--icc": ("icc", _SWITCH), "--ip": ("ip", {}), "--userland-proxy": ("userland_proxy", _SWITCH),
+    "--insecure-registry": ("insecure_registries", {"action": "append"}),
+    "--registry-mirror": ("registry_mirrors", {"action": "append"}),
+    "--max-concurrent-downloads": ("max_concurrent_downloads", {"type": int}),
+    "--max-concurrent-uploads": ("max_concurrent_uploads", {"type": int}),
+    "--max-download-attempts": ("max_download_attempts", {"type": int}),
+    "--tls": ("tls", _SWITCH), "--tlsverify": ("tlsverify", _SWITCH),
+    "--tlscacert": ("tlscacert", {}), "--tlscert": ("tlscert", {}), "--tlskey": ("tlskey", {}),
+    "--allow-insecure-tcp": ("allow_insecure_tcp", _SWITCH), "--validate": ("validate", _SWITCH),
+}
+#: keys of daemon.json that are not the flag's name
+_FILE_KEYS = {"host": "hosts", "label": "labels", "add-runtime": "runtimes",
+              "default-ulimit": "default-ulimits", "log-opt": "log-opts", "dns-opt": "dns-opts",
+              "insecure-registry": "insecure-registries",
+              "registry-mirror": "registry-mirrors",
+              "default-address-pool": "default-address-pools"}
+#: fields that SIGHUP takes over into a running daemon
+RELOADABLE = ("debug", "labels", "live_restore", "insecure_registries", "registry_mirrors",
+              "max_concurrent_downloads", "max_concurrent_uploads", "max_download_attempts",
+              "runtimes", "default_runtime", "shutdown_timeout", "default_shm_size", "log_level")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"carreld: {message}\nSee 'carreld --help'.", file=sys.stderr)
+        raise SystemExit(125)
+
+
+def parser() -> argparse.ArgumentParser:
+    result = _Parser(prog="carreld", allow_abbrev=False,
+                     description="The Docker Engine API, served by Carrel.")
+    for names_text, (field, settings) in _FLAGS.items():
+        result.add_argument(*names_text.split(","), dest=field, default=None,
+                            **{k: v for k, v in settings.items() if k != "default"})
+    result.add_argument("-v", "--version", action="store_true", default=False)
+    return result
+
+
+def load(arguments: list[str]) -> Config:
+    """Flags over daemon.json over defaults; everything checked."""
+    given = vars(parser().parse_args(arguments))
+    if given.pop("version"):
+        from carrel.engine.routes_system import VERSION
+
+        print(f"Carrel version {VERSION}")
+        raise SystemExit(0)
+    flags = {k: v for k, v in given.items() if v is not None}
+    return merge(flags)
+
+
+def merge(flags: dict[str, Any]) -> Config:
+    path = flags.get("config_file") or DEFAULT_CONFIG_FILE
+    from_file = read_file(path, required="config_file" in flags)
+    both = sorted(set(flags) & set(from_file))
+    if both:
+        raise errdefs.InvalidParameter(
+            "the following directives are specified both as a flag and in the configuration "
+            f"file: {', '.join(both)}")
+    values = {**from_file, **_convert(flags)}
+    config = msgspec.convert({**values, "config_file": path}, Config)
+    return check(config)
+
+
+def _convert(flags: dict[str, Any]) -> dict[str, Any]:
+    """The texts of flags as the types of the file."""
+    result = dict(flags)
+    if "runtimes" in result:
+        result["runtimes"] = dict(_runtime(t) for t in result["runtimes"])
+    if "default_ulimits" in result:
+        result["default_ulimits"] = dict(_ulimit(t) for t in result["default_ulimits"])
+    if "log_opts" in result:
+        result["log_opts"] = dict(_pair(t, "--log-opt") for t in result["log_opts"])
+    if "default_shm_size" in result:
+        result["default_shm_size"] = validate.size(str(result["default_shm_size"]))
+    if "default_address_pools" in result:
+        result["default_address_pools"] = [_pool(t) for t in result["default_address_pools"]]
+    return result
+
+
+def _pair(text: str, flag: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise errdefs.InvalidParameter(f"invalid argument for {flag}: {text[:80]!r} (key=value)")
+    return key, value
+
+
+def _runtime(text: str) -> tuple[str, Runtime]:
+    name, path = _pair(text, "--add-runtime")
+    return name, Runtime(path=path)
+
+
+def _ulimit(text: str) -> tuple[str, tuple[int, int]]:
+    name, value = _pair(text, "--default-ulimit")
+    soft, colon, hard = value.partition(":")
+    try:
+        numbers = int(soft), int(hard if colon else soft)
+    except ValueError:
+        raise errdefs.InvalidParameter(f"invalid ulimit: {text[:80]}") from None
+    validate.ulimit({"Name": name, "Soft": numbers[0], "Hard": numbers[1]})
+    return name, numbers
+
+
+def _pool(text: str) -> dict[str, Any]:
+    pairs = dict(_pair(t, "--default-address-pool") for t in text.split(","))
+    return _pool_of(pairs)
+
+
+def _pool_of(value: dict[str, Any]) -> dict[str, Any]:
+    if set(value) != {"base", "size"} or not str(value["size"]).isdigit():
+        raise errdefs.InvalidParameter(
+            "invalid default address pool: base=CIDR,size=PREFIX is needed")
+    return {"base": str(value["base"]), "size": int(value["size"])}
+
+
+def read_file(path: str, *, required: bool) -> dict[str, Any]:
+    """daemon.json by the fields of Config; an unknown key is an error."""
+    try:
+        with open(path, "rb") as f:
+            raw = f.read(jsonio.MAX_BODY)
+    except FileNotFoundError:
+        if required:
+            raise errdefs.InvalidParameter(
+                f"unable to configure the daemon with file {path}: no such file or directory"
+            ) from None
+        return {}
+    value = jsonio.decode(raw) if raw.strip() else {}
+    if not isinstance(value, dict):
+        raise errdefs.InvalidParameter(f"{path}: an object is needed")
+    known = {_FILE_KEYS.get(n, n): field for n, field in (
+        (names_text.split(",")[-1].lstrip("-"), field)
+        for names_text, (field, _) in _FLAGS.items())}
+    result: dict[str, Any] = {}
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        raise errdefs.InvalidParameter(
+            f"unable to configure the daemon with file {path}: the following directives don't "
+            f"match any configuration option: {', '.join(unknown)}")
+    for key, content in value.items():
+        result[known[key]] = _from_file(known[key], content, path)
+    return result
+
+
+def _from_file(field: str, value: Any, path: str) -> Any:
+    try:
+        if field == "runtimes":
+            return {n: Runtime(path=r.get("path", ""), shim=r.get("runtimeType", ""),
+                               args=r.get("runtimeArgs") or []) for n, r in value.items()}
+        if field == "default_ulimits":
+            return {n: (u["Soft"], u["Hard"]) for n, u in value.items()}
+        if field == "default_shm_size":
+            return validate.size(str(value))
+        if field == "default_address_pools":
+            return [_pool_of(p) for p in value]
+    except (AttributeError, KeyError, TypeError):
+        raise errdefs.InvalidParameter(f"{path}: invalid value for {field}") from None
+    return value
+
+
+def check(config: Config) -> Config:
+    """Values that only make sense together; adds the runtimes that are always there."""
+    if config.log_level not in log.LEVELS:
+        raise errdefs.InvalidParameter(f"invalid logging level: {config.log_level[:40]}")
+    for name in ("data_root", "exec_root"):
+        path = getattr(config, name)
+        if not os.path.isabs(path):
+            setattr(config, name, os.path.abspath(path))
+    foreign = bool(config.containerd) and config.containerd != "embedded"
+    known = {"carrel": Runtime(shim=CARREL_RUNTIME), "runc": Runtime(shim=RUNC_RUNTIME)}
+    known["io.containerd.runc.v2"] = Runtime(shim=RUNC_RUNTIME)
+    known["io.containerd.carrel.v1"] = Runtime(shim=CARREL_RUNTIME)
+    if not foreign:
+        # our shim drives runc's command line: nothing of Docker's needs to be installed
+        known["runc"] = Runtime(shim=CARREL_RUNTIME, path="runc")
+    for name, runtime in config.runtimes.items():
+        if name in ("carrel",):
+            raise errdefs.InvalidParameter(f"runtime name '{name}' is reserved")
+        shim = runtime.shim or (RUNC_RUNTIME if foreign else CARREL_RUNTIME)
+        known[name] = Runtime(path=runtime.path, shim=shim, args=runtime.args)
+    config.runtimes = known
+    if config.default_runtime not in known:
+        raise errdefs.InvalidParameter(
+            f"specified default runtime '{config.default_runtime[:40]}' does not exist")
+    validate.log_config({"Type": config.log_driver, "Config": config.log_opts})
+    for label in config.labels:
+        _pair(label, "--label")
+    for address in config.dns:
+        validate.ip(address)
+    if config.default_ipc_mode not in ("private", "shareable"):
+        raise errdefs.InvalidParameter(
+            f"IPC mode '{config.default_ipc_mode[:20]}' is not supported as default")
+    if config.default_cgroupns_mode not in ("", "private", "host"):
+        raise errdefs.InvalidParameter("default cgroup namespace mode must be private or host")
+    if not mountspec.VOLUME_NAME.fullmatch(config.containerd_namespace):
+        raise errdefs.InvalidParameter("invalid --containerd-namespace")
+    if not config.hosts:
+        config.hosts = [f"unix://{config.exec_root}/carrel.sock"]
+    if not config.pidfile:
+        config.pidfile = f"{config.exec_root}/carreld.pid"
+    if config.seccomp_profile and config.seccomp_profile not in ("builtin", "unconfined"):
+        with open(config.seccomp_profile, encoding="utf-8") as f:
+            config.seccomp_profile = f.read(jsonio.MAX_BODY)
+    return config
+
+

@@ -1,0 +1,190 @@
+"""One container's OCI configuration, put together from the parts in :mod:`carrel.engine.spec`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform as machine
+import shutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from carrel import errdefs
+from carrel.engine import layers
+from carrel.engine.model import Container
+from carrel.engine.spec import linux, mounts, process, user
+from carrel.kernel import capability
+from carrel.network.api import Sandbox
+
+if TYPE_CHECKING:
+    from carrel.engine.manager import Manager
+
+_INIT_NAMES = ("docker-init", "tini-static", "tini")
+INIT_PATH = "/sbin/docker-init"
+
+
+async def resolve_user(manager: Manager, container: Container, text: str) -> user.User:
+    """From the container's own passwd and group files, read inside its layers."""
+    extra = container.host["GroupAdd"] or ()
+    folders = layers.of(await manager.snapshot_mounts(container))
+    try:
+        passwd = layers.read(folders, "etc/passwd")
+        group = layers.read(folders, "etc/group")
+    except layers.Unusual:
+        from carrel.engine import view
+
+        async with view.container_root(manager, container) as root:
+            passwd = await root.read("/etc/passwd", user.MAX_FILE)
+            group = await root.read("/etc/group", user.MAX_FILE)
+    return user.resolve(text, passwd, group, extra)
+
+
+def may_raise_limits() -> bool:
+    return bool(capability.held()[2] >> capability.NUMBERS["CAP_SYS_RESOURCE"] & 1)
+
+
+async def build(manager: Manager, container: Container, sandbox: Sandbox | None,
+                files: Mapping[str, str], sources: Mapping[str, str], shm: str
+                ) -> dict[str, Any]:
+    """The spec. Pure but for reading the image's user files and device nodes."""
+    host, config = container.host, container.record.config
+    daemon = manager.ctx.config
+    privileged = bool(host["Privileged"])
+    options = process.security_options(host["SecurityOpt"] or ())
+    caps = process.effective_caps(host)
+    args = [container.record.path, *container.record.args]
+    taken = {p.destination for p in container.record.mounts}
+    private = host["CgroupnsMode"] == "private"
+    with_init = host["Init"] if host["Init"] is not None else daemon.init
+    init_mounts: list[dict[str, Any]] = []
+    if with_init and not host["PidMode"]:
+        args = [INIT_PATH, "--", *args]
+        init_mounts = [{"destination": INIT_PATH, "type": "bind", "source": find_init(daemon),
+                        "options": ["bind", "ro"]}]
+    netns = sandbox.netns_path if sandbox else ""
+    nodes, rules = linux.devices(host)
+    spec_linux: dict[str, Any] = {
+        "namespaces": linux.namespaces(host, netns=netns, cgroup_private=private,
+                                       pid_of=lambda ref: manager.joinable(ref, "pid").state.pid),
+        "cgroupsPath": cgroup_path(manager, container),
+        "resources": {**linux.resources(host), "devices": rules},
+    }
+    if nodes:
+        spec_linux["devices"] = nodes
+    spec_linux.update(hiding(host, options))
+    sysctls = linux.sysctls(host, bool(netns))
+    if sysctls:
+        spec_linux["sysctl"] = sysctls
+    seccomp = seccomp_profile(daemon.seccomp_profile, options, privileged, caps)
+    if seccomp:
+        spec_linux["seccomp"] = seccomp
+    if any(p.propagation.endswith("shared") for p in container.record.mounts):
+        spec_linux["rootfsPropagation"] = "shared"
+    elif any(p.propagation.endswith("slave") for p in container.record.mounts):
+        spec_linux["rootfsPropagation"] = "rslave"
+    spec: dict[str, Any] = {
+        "ociVersion": "1.2.0",
+        "process": await _process(manager, container, args, caps, options),
+        "root": {"path": "rootfs", **({"readonly": True} if host["ReadonlyRootfs"] else {})},
+        "mounts": [
+            *mounts.kernel(host, shm_source=shm, taken=taken),
+            *mounts.engine_files(files, read_only=False, taken=taken),
+            *init_mounts,
+            *mounts.user(container.record.mounts, sources),
+        ],
+        "linux": spec_linux,
+    }
+    if host["UTSMode"] != "host":
+        spec["hostname"] = config.get("Hostname") or ""
+        if config.get("Domainname"):
+            spec["domainname"] = config["Domainname"]
+    if host["Annotations"]:
+        spec["annotations"] = dict(host["Annotations"])
+    return spec
+
+
+async def _process(manager: Manager, container: Container, args: list[str], caps: list[str],
+                   options: Mapping[str, str]) -> dict[str, Any]:
+    host, config = container.host, container.record.config
+    who = await resolve_user(manager, container, config.get("User") or "")
+    limits, warnings = process.rlimits(host["Ulimits"] or (), manager.ctx.config.default_ulimits,
+                                       may_raise=manager.may_raise_limits)
+    for text in warnings:
+        from carrel.engine import log
+
+        log.warning(f"container {container.id[:12]}: {text}")
+    console = host["ConsoleSize"]
+    return process.build(
+        args=args, cwd=config.get("WorkingDir") or "/", user=who, terminal=container.tty,
+        env=process.environment(config.get("Env") or (), tty=container.tty,
+                                hostname=config.get("Hostname") or "", home=who.home),
+        host=host, caps=caps, limits=limits,
+        no_new_privileges=no_new_privileges(manager, options),
+        lsm_fields=process.lsm(options, bool(host["Privileged"])),
+        console=(console[0], console[1]) if isinstance(console, list) and len(console) == 2
+        and all(isinstance(n, int) and 0 < n < 65536 for n in console) else None)
+
+
+def no_new_privileges(manager: Manager, options: Mapping[str, str]) -> bool:
+    text = options.get("no-new-privileges")
+    return text != "false" if text is not None else manager.ctx.config.no_new_privileges
+
+
+def hiding(host: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, Any]:
+    """Masked and read-only paths; none when privileged or unconfined."""
+    if host["Privileged"] or options.get("systempaths") == "unconfined":
+        return {}
+    masked, readonly = host["MaskedPaths"], host["ReadonlyPaths"]
+    return {"maskedPaths": linux.MASKED if masked is None else masked,
+            "readonlyPaths": linux.READONLY if readonly is None else readonly}
+
+
+def seccomp_profile(daemon_default: str, options: Mapping[str, str], privileged: bool,
+                    caps: list[str]) -> dict[str, Any] | None:
+    """Docker's default, the caller's, or none."""
+    text = options.get("seccomp", "")
+    if not text:
+        if privileged:
+            return None
+        text = daemon_default
+    if text == "unconfined":
+        return None
+    from carrel.oci import seccomp_default
+
+    arch, kernel = machine.machine(), os.uname().release
+    if not text or text == "builtin":
+        key = (tuple(sorted(caps)), arch)
+        found = _profiles.get(key)
+        if found is None:
+            found = _profiles[key] = seccomp_default.profile(set(caps), arch, kernel)
+        return found
+    return seccomp_default.load(text, set(caps), arch, kernel)
+
+
+_profiles: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}
+
+
+def find_init(config: Any) -> str:
+    """The small init of ``--init``, bound into the container read-only."""
+    if config.init_path:
+        return str(config.init_path)
+    for name in _INIT_NAMES:
+        found = shutil.which(name, path="/usr/libexec/docker:/usr/local/bin:/usr/bin:/sbin:/bin")
+        if found:
+            return found
+    raise errdefs.SystemFailure(
+        "--init: no init binary was found on this machine",
+        hint="install the package tini, or start carreld with --init-path")
+
+
+def cgroup_path(manager: Manager, container: Container) -> str:
+    """``/carrel/<id>``, or below ``--cgroup-parent``."""
+    parent = container.host["CgroupParent"] or manager.ctx.config.cgroup_parent or "/carrel"
+    if parent.endswith(".slice"):
+        return f"{parent}:carrel:{container.id}"
+    return f"/{parent.strip('/')}/{container.id}"
+
+
+def encode(spec: Mapping[str, Any]) -> bytes:
+    return json.dumps(spec, separators=(",", ":"), ensure_ascii=False).encode(
+        "utf-8", "surrogateescape")
