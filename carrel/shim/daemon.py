@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 
@@ -41,6 +40,7 @@ class Config:
 
 def socket_path(address: str, namespace: str, identity: str, directory: str = "") -> str:
     """Where the shim of this container listens: beside its containerd, in ``s``."""
+    import hashlib  # a cold start's only: it costs as much memory as ten of our modules
     name = hashlib.sha256(f"{address}/{namespace}/{identity}".encode()).hexdigest()[:32]
     beside = os.path.join(os.path.dirname(address.removeprefix("unix://")), "s")
     for place in (directory, beside, "/run/containerd/s"):
@@ -97,7 +97,7 @@ def _ignore(_signal: int, _frame: FrameType | None) -> None:
     """The shim ends when its container does."""
 
 
-def become_daemon(config: Config, keep: int) -> None:
+def become_daemon(config: Config, *keep: int) -> None:
     """In the child: own session, own directory, nothing inherited but ``keep``."""
     os.setsid()
     os.chdir(config.bundle)
@@ -107,9 +107,11 @@ def become_daemon(config: Config, keep: int) -> None:
         if fd != null:
             os.dup2(null, fd)
     first = 3
-    if keep > first:
-        k.close_range(first, keep - 1)
-    k.close_range(keep + 1, 0xFFFFFFFF)
+    for fd in sorted(keep):
+        if fd > first:
+            k.close_range(first, fd - 1)
+        first = fd + 1
+    k.close_range(first, 0xFFFFFFFF)
 
 
 def adjust_oom_score() -> None:
