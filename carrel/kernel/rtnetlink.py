@@ -26,7 +26,7 @@ from carrel.kernel.netlink import (
 
 AF_UNSPEC, AF_INET, AF_INET6, AF_BRIDGE = 0, 2, 10, 7
 
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
@@ -142,11 +142,14 @@ def set_link(index: int, *, name: str = "", ifname: str = "", up: bool | None = 
     return Message(RTM_NEWLINK, 0, body, " ".join(words), ifname)
 
 
-def isolate_port(index: int, ifname: str) -> Message:
-    """Bridge ports with this flag do not talk to each other (icc=false)."""
+def set_port(index: int, ifname: str, *, isolated: bool, hairpin: bool) -> Message:
+    """Flags of a bridge port. ``isolated``: no traffic with other isolated ports.  ``hairpin``:
+    a frame may leave through the port by which it came."""
     body = (_IFINFO.pack(AF_BRIDGE, 0, index, 0, 0)
-            + nest(IFLA_PROTINFO, u8(IFLA_BRPORT_ISOLATED, 1)))
-    return Message(RTM_NEWLINK, 0, body, f"bridge link set dev {ifname} isolated on", ifname)
+            + nest(IFLA_PROTINFO, u8(IFLA_BRPORT_ISOLATED, isolated),
+                   u8(IFLA_BRPORT_MODE, hairpin)))
+    words = f"isolated {'on' if isolated else 'off'} hairpin {'on' if hairpin else 'off'}"
+    return Message(RTM_SETLINK, 0, body, f"bridge link set dev {ifname} {words}", ifname)
 
 
 def delete_link(index: int = 0, ifname: str = "") -> Message:

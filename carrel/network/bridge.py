@@ -60,7 +60,8 @@ def bridge_rules(network: Network) -> BridgeRules:
     subnets = [p.subnet for p in network.pools]
     return BridgeRules(
         bridge=network.bridge, internal=network.spec.internal, masquerade4=wanted,
-        masquerade6=wanted, subnets4=tuple(s for s in subnets if ":" not in s),
+        masquerade6=wanted, icc=flag(network.spec.options, OPT_ICC, True),
+        subnets4=tuple(s for s in subnets if ":" not in s),
         subnets6=tuple(s for s in subnets if ":" in s))
 
 

@@ -135,6 +135,7 @@ class Controller:
                 if network.name == DEFAULT:
                     raise
                 self.warnings.append(f"WARNING: network {network.name}: {error}")
+        kernel.bridge_filter = _bridge_filter()
         if any(n.spec.enable_ipv6 for n in networks):
             self._forward_ipv6()
         self._load_rules(kernel)
@@ -328,6 +329,13 @@ def _at(spec: EndpointSpec, network: str) -> EndpointSpec:
     import msgspec
 
     return spec if spec.network == network else msgspec.structs.replace(spec, network=network)
+
+
+def _bridge_filter() -> bool:
+    """Known once a bridge exists: br_netfilter makes its settings with the first one."""
+    with contextlib.suppress(OSError):
+        return sysctl.read("net/bridge/bridge-nf-call-iptables") != "0"
+    return False
 
 
 def _link_exists(kernel: Kernel, name: str) -> bool:

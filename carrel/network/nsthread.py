@@ -40,6 +40,8 @@ class Kernel:
         self.route = netlink.Socket()
         self.nft = nftables.open_socket()
         self.ruleset = nftables.Ruleset()
+        #: br_netfilter shows bridged packets to the inet rules (another engine wants that)
+        self.bridge_filter = False
         #: namespace path -> what a plan that is being executed has opened of it
         self.inside: dict[str, Inside] = {}
 

@@ -189,9 +189,13 @@ def make_pair(kernel: Kernel, inside: Inside, i: Interface) -> None:
         # a port of a bridge needs no link-local address, nor the work of announcing one
         rtnetlink.set_link(0, ifname=i.host_ifname, up=True, v6_link_local=False)])
     try:
-        if i.isolated:
+        # With br_netfilter the rules see bridged packets: they do the isolation, and a
+        # container's way to its own published port never leaves the bridge.
+        isolated, hairpin = i.isolated and not kernel.bridge_filter, kernel.bridge_filter
+        if isolated or hairpin:
             port = rtnetlink.link(kernel.route, i.host_ifname).index
-            kernel.route.request([rtnetlink.isolate_port(port, i.host_ifname)])
+            kernel.route.request([rtnetlink.set_port(port, i.host_ifname, isolated=isolated,
+                                                     hairpin=hairpin)])
         if not i.ipv6:
             with kernel.entered(inside.fd), contextlib.suppress(FileNotFoundError):
                 sysctl.write(f"net/ipv6/conf/{i.ifname}/disable_ipv6", "1")

@@ -43,6 +43,8 @@ class BridgeRules(msgspec.Struct, frozen=True, kw_only=True):
     internal: bool = False
     masquerade4: bool = True
     masquerade6: bool = True
+    #: neighbours talk to each other
+    icc: bool = True
 
 
 _BASE = """\
@@ -107,10 +109,11 @@ def add_bridge(table: str, rules: BridgeRules) -> str:
     """Chains and elements of one network. A chain's name holds the bridge's: it finds it again."""
     at = f"inet {table}"
     bridge = rules.bridge
-    lines = [f"add chain {at} into-{bridge}", f"add chain {at} rewrite-{bridge}",
-             f"add rule {at} into-{bridge} iifname \"{bridge}\" accept"]
+    lines = [f"add chain {at} into-{bridge}", f"add chain {at} rewrite-{bridge}"]
     if not rules.internal:
         lines.append(f"add rule {at} into-{bridge} ct status dnat accept")
+    if rules.icc:
+        lines.append(f"add rule {at} into-{bridge} iifname \"{bridge}\" accept")
     lines.append(f"add rule {at} into-{bridge} drop")
     lines.append(f"add rule {at} rewrite-{bridge} ip saddr 127.0.0.0/8 masquerade")
     for family, subnets in (("ip", rules.subnets4), ("ip6", rules.subnets6)):
