@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = "1.2.0"
+#: idmapped mounts (said by `features`)
+IDMAP_BUILT = False
 
 
 def check(spec: dict[str, Any]) -> None:

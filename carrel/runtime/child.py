@@ -18,13 +18,13 @@ import sys
 from errno import EACCES, EISDIR, ENOENT, ENOEXEC, ENOTDIR
 
 from carrel.kernel import record, syscalls
+from carrel.kernel.plan import Operation
 from carrel.runtime.report import Report, pack_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from carrel.kernel.plan import Operation
     from carrel.runtime.view import View
 
 #: what an execve may answer -> what a shell would
@@ -34,7 +34,7 @@ EXIT_FAILED = 1
 class Child:
     """Everything the child needs, made by the parent before the clone."""
 
-    __slots__ = ("after_go", "argv", "before", "cgroup", "early", "env", "fifo_fd",
+    __slots__ = ("after_go", "argv", "before", "cgroup", "clone_again", "early", "env", "fifo_fd",
                  "install_filter", "joins", "keep_fds", "kernel", "preserve_fds", "stdio",
                  "terminal", "unshare_flags", "view", "wait_for_maps")
 
@@ -51,6 +51,7 @@ class Child:
         self.cgroup: Any = None
         self.joins: list[tuple[int, int, str]] = []
         self.unshare_flags = 0
+        self.clone_again = 0
         self.fifo_fd = -1
         self.keep_fds: list[int] = []
         self.preserve_fds = 0
@@ -75,6 +76,8 @@ def run(child: Child, report: Report) -> NoReturn:
         record.current_step = "exec"
         path = find_program(child)
         if child.fifo_fd >= 0:
+            close_all_but(child.kernel, [report.fd, child.fifo_fd, child.view.proc_fd],
+                          child.preserve_fds)
             report.send(b"R")
             fifo = _wait_for_start(child)
         for operation in child.after_go:
@@ -84,7 +87,8 @@ def run(child: Child, report: Report) -> NoReturn:
         current = None
         record.current_step = "exec"
         _last_steps(child, report)
-        child.kernel.execve(path, child.argv, child.env)
+        current = Execute(path)
+        current.execute_with(child)
     except BaseException as error:
         try:
             packet = pack_error(error, record.current_step, current)
@@ -95,6 +99,26 @@ def run(child: Child, report: Report) -> NoReturn:
         except BaseException:
             pass  # nobody listens any more: the exit status is all there is
     os._exit(EXIT_FAILED)
+
+
+class Execute(Operation):
+    """The last step."""
+
+    __slots__ = ("path",)
+    step = "exec"
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        return f"exec {os.fsdecode(self.path)}"
+
+    def execute_with(self, child: Child) -> None:
+        try:
+            child.kernel.execve(self.path, child.argv, child.env)
+        except OSError as error:
+            error.filename = None
+            raise
 
 
 def _prepare(child: Child, report: Report) -> None:
@@ -111,9 +135,7 @@ def _prepare(child: Child, report: Report) -> None:
     if child.wait_for_maps:
         record.current_step = "user namespace"
         report.ask(b"M")
-        kernel.setresgid(0)
-        kernel.setresuid(0)
-        kernel.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        become_root(kernel)
     if child.cgroup is not None:
         record.current_step = "cgroup"
         child.cgroup.join_self()
@@ -123,8 +145,23 @@ def _prepare(child: Child, report: Report) -> None:
     record.current_step = "namespaces"
     for fd, kinds, _ in child.joins:
         kernel.setns(fd, kinds)
+        if kinds == syscalls.CLONE_NEWUSER:
+            become_root(kernel)
     if child.unshare_flags:
         kernel.unshare(child.unshare_flags)
+    if child.clone_again:
+        pid, _ = kernel.clone(syscalls.CLONE_PARENT | child.clone_again)
+        if pid:
+            report.send(b"P%d" % pid)
+            os._exit(0)
+
+
+def become_root(kernel: Any) -> None:
+    """In a user namespace that was just entered; the change of ids makes the
+    process dumpable again, so that is taken back at once."""
+    kernel.setresgid(0)
+    kernel.setresuid(0)
+    kernel.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
 
 def reset_signals() -> None:

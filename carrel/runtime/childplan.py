@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from carrel.errdefs import InvalidParameter
-from carrel.kernel import seccomp
+from carrel.kernel import seccomp, syscalls
 from carrel.kernel.plan import Operation
 from carrel.oci import json
 from carrel.runtime import hooks, identity, inside, planner
@@ -68,6 +68,12 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
     plan.append(inside.OpenProcfs(view))
     if maker.spaces.has("mount"):
         plan.append(inside.OpenNull(view))
+    linux = spec.get("linux") or {}
+    if maker.spaces.made & syscalls.CLONE_NEWTIME:
+        rows = "".join(f"{clock} {o.get('secs') or 0} {o.get('nanosecs') or 0}\n"
+                       for clock, o in (linux.get("timeOffsets") or {}).items())
+        plan.append(inside.MakeTimeNamespace(view, rows))
+    plan.extend(planner.plan_schedule(process, linux, all_cpus()))
     plan.extend(first)
     if all_hooks.get("prestart") or all_hooks.get("createRuntime"):
         plan.append(AwaitHostHooks(view))
@@ -78,15 +84,25 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
     if process.get("oomScoreAdj") is not None:
         plan.append(inside.WriteProc(view, "self/oom_score_adj", str(process["oomScoreAdj"]),
                                      "oom_score_adj"))
-    before, after, rights = planner.plan_identity(process, view)
+    before, after, rights = planner.plan_identity(process, view, child.env)
     plan.extend(before)
+    plan.extend(planner.plan_labels(process, linux, view))
     if all_hooks.get("startContainer"):
         point = RunHooks(all_hooks["startContainer"], "startContainer",
                          maker.oci_state("created", 0))
         child.after_go.append(point)
     child.after_go.extend(after)
-    finish_rights(child, rights, process, (spec.get("linux") or {}).get("seccomp"),
-                  maker.settings.seccomp_cache)
+    finish_rights(child, rights, process, linux.get("seccomp"), maker.settings.seccomp_cache)
+
+
+_cpus: list[int] = []
+
+
+def all_cpus() -> list[int]:
+    """What the kernel may let a process run on; its cgroup narrows it."""
+    if not _cpus:
+        _cpus.extend(range(os.sysconf("SC_NPROCESSORS_CONF")))
+    return _cpus
 
 
 def finish_rights(child: Child, rights: planner.Rights, process: Spec, filter_spec: Spec | None,

@@ -43,7 +43,7 @@ def signal_number(text: str) -> int:
     """``9``, ``KILL``, ``SIGKILL``, ``kill``."""
     if text.isascii() and text.isdigit():
         number = int(text[:4])
-        if 0 < number <= 64:
+        if number <= 64:  # 0 asks whether the process is there
             return number
     else:
         found = SIGNALS.get(text.upper().removeprefix("SIG"))

@@ -183,7 +183,11 @@ def _preserved(given: Parsed) -> int:
 
 def _renamed(error: BaseException, prefix: str) -> OSError:
     """The same error under the name of the command, as callers match on it."""
-    found = OSError(getattr(error, "errno", 0) or 0, f"{prefix}: {errors.message(error)}")
+    text = errors.message(error)
+    if getattr(error, "carrel_step", "") == "exec" and text.startswith("exec /"):
+        prefix = ""
+    found = OSError(getattr(error, "errno", 0) or 0, f"{prefix}: {text}" if prefix else text)
+    found.plain = not prefix  # type: ignore[attr-defined]
     for note in getattr(error, "__notes__", ()):
         found.add_note(note)
     return found

@@ -168,7 +168,11 @@ class Container:
         return execute(self, process, stdio, terminal, **options)
 
     def kill(self, signal: int, all: bool = False) -> None:
-        if all:
+        # Without a pid namespace of its own the init is nothing special to the
+        # kernel: KILL means the container, so all of it, even when init is gone.
+        if all or (signal == 9 and not self._own_pids()):
+            if not all and not self.alive and not self.cgroup.pids():
+                raise Conflict("container not running")
             self.cgroup.kill_all(signal)
             return
         if not self.alive:

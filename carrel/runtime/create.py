@@ -162,6 +162,11 @@ class Maker:
             else:
                 child.joins.append((fd, planner.NAMESPACE_FLAGS[kind], kind))
         child.unshare_flags = spaces.made & syscalls.CLONE_NEWCGROUP
+        after = spaces.after_join
+        if after & syscalls.CLONE_NEWPID:
+            child.clone_again = after  # a pid namespace is for children only
+        else:
+            child.unshare_flags |= after
         child.wait_for_maps = bool(spaces.made & syscalls.CLONE_NEWUSER)
 
     def _plan_child(self, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
@@ -186,6 +191,10 @@ class Maker:
             if kind == b"M":
                 self._write_maps()
                 start.socket.send(b"G")
+            elif kind == b"P":
+                self._replaced(int(packet[1:]))
+            elif kind == b"I":
+                start.socket.send(b"G%d" % start.pid)
             elif kind == b"H":
                 self._host_hooks()
                 start.socket.send(b"G%d" % start.pid)
@@ -198,6 +207,13 @@ class Maker:
             else:
                 raise self._vanished()
         return self._made()
+
+    def _replaced(self, pid: int) -> None:
+        """The child made another with CLONE_PARENT, which takes its place."""
+        start = self.launch
+        os.waitpid(start.pid, 0)
+        os.close(start.pidfd)
+        start.pid, start.pidfd = pid, syscalls.pidfd_open(pid)
 
     def _vanished(self) -> OSError:
         pid, status = os.waitpid(self.launch.pid, os.WNOHANG)

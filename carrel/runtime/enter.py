@@ -93,21 +93,6 @@ class ChangeRootTo(Operation):
         kernel.chroot(".")
 
 
-class BecomeRoot(Operation):
-    """After joining a user namespace no id is mapped: become its root."""
-
-    __slots__ = ()
-    step = "namespaces"
-
-    def describe(self) -> str:
-        return "become root of the joined user namespace"
-
-    def execute(self, kernel: Any) -> None:
-        kernel.setresgid(0)
-        kernel.setresuid(0)
-        kernel.prctl(syscalls.PR_SET_DUMPABLE, 0)
-
-
 class Entry:
     """One exec: its plan and its conversation."""
 
@@ -139,12 +124,13 @@ class Entry:
         flags = self._namespaces()
         child.keep_fds = [pidfd]
         child.early.append(inside.OpenProcfs(view))
-        if flags:
-            child.joins.append((pidfd, flags, "container"))
+        if flags & syscalls.CLONE_NEWUSER:
+            # first, and as its root, for the others belong to it
+            child.joins.append((pidfd, syscalls.CLONE_NEWUSER, "user"))
+        if flags & ~syscalls.CLONE_NEWUSER:
+            child.joins.append((pidfd, flags & ~syscalls.CLONE_NEWUSER, "container"))
         self._plan_cgroup(cgroup)
         plan = child.before
-        if flags & syscalls.CLONE_NEWUSER:
-            plan.append(BecomeRoot())
         if not flags & syscalls.CLONE_NEWNS:
             fd = self._keep(os.open(f"/proc/{container.pid}/root", os.O_PATH | os.O_CLOEXEC))
             child.keep_fds.append(fd)
@@ -152,16 +138,33 @@ class Entry:
         plan.append(OpenRoot(view))
         if not container.record.get("noNewKeyring"):
             plan.append(identity.JoinKeyring(f"_ses.{container.id}"))
+        plan.extend(planner.plan_schedule(process, self._memory_free(), self._affinity(process)))
         if child.terminal:
             plan.append(inside.OpenTerminal(view))
         if process.get("oomScoreAdj") is not None:
             plan.append(inside.WriteProc(view, "self/oom_score_adj",
                                          str(process["oomScoreAdj"]), "oom_score_adj"))
-        before, after, rights = planner.plan_identity(process, view)
+        before, after, rights = planner.plan_identity(process, view, child.env)
         plan.extend(before)
         child.after_go.extend(after)
         linux = container.spec.get("linux") or {}
+        plan.extend(planner.plan_labels(process, {}, view))
         childplan.finish_rights(child, rights, process, linux.get("seccomp"), seccomp_cache)
+
+    def _memory_free(self) -> Spec:
+        """Of the container's settings what every one of its processes has."""
+        linux = self.container.spec.get("linux") or {}
+        return {"personality": linux["personality"]} if linux.get("personality") else {}
+
+    def _affinity(self, process: Spec) -> list[int]:
+        affinity = process.get("execCPUAffinity") or (
+            self.container.spec.get("process") or {}).get("execCPUAffinity") or {}
+        if affinity.get("initial"):
+            self.child.early.insert(0, identity.SetSchedule(
+                [("sched_setaffinity", (planner.parse_list(affinity["initial"]),))]))
+        if affinity.get("final"):
+            return planner.parse_list(affinity["final"])
+        return childplan.all_cpus()
 
     def _with_defaults(self) -> Spec:
         """What an exec does not say is as in the container's own process."""

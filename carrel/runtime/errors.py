@@ -17,6 +17,8 @@ def from_packet(packet: bytes, during: str = "error during container init") -> O
         text = os.strerror(number).lower()
     if name and name not in text:
         text = f"{name}: {text}"
+    if step == "exec" and text.startswith("exec /"):
+        return failure(number, text, step)  # execve itself: the caller's program is at fault
     return failure(number, f"unable to start container process: {during}: {text}", step)
 
 

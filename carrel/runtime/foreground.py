@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal.py needs enum: 3 ms of import
 import os
-from errno import EAGAIN, ECHILD, EIO
+from errno import EAGAIN, ECHILD, EINTR, EIO
 from fcntl import F_GETFL, F_SETFL, fcntl
 from select import POLLIN, poll
 
@@ -52,13 +52,16 @@ class Foreground:
     def use_terminal(self, console: int) -> None:
         """Our own terminal becomes a raw pipe to the container's."""
         import termios
-        import tty
         self._console = console
+        # our own terminal ends the lines; the container's must not do so as well
+        modes = termios.tcgetattr(console)
+        modes[1] &= ~termios.ONLCR
+        _set_modes(console, modes)
         own = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
         if own >= 0:
             terminal.set_size(console, *terminal.size(own))
             self._saved = [own, termios.tcgetattr(own)]
-            tty.setraw(own)
+            _set_modes(own, _raw(termios.tcgetattr(own)))
 
     def _resize(self) -> None:
         if self._saved is not None and self._console >= 0:
@@ -147,8 +150,7 @@ class Foreground:
 
     def close(self) -> None:
         if self._saved is not None:
-            import termios
-            termios.tcsetattr(self._saved[0], termios.TCSADRAIN, self._saved[1])
+            _set_modes(self._saved[0], self._saved[1])
             self._saved = None
         _signal.set_wakeup_fd(-1)
         os.close(self._wake)
@@ -157,6 +159,28 @@ class Foreground:
 
 def _nothing(number: int, frame: Any) -> None:
     """The wake-up pipe has it."""
+
+
+def _set_modes(fd: int, modes: list[Any]) -> None:
+    import termios
+    while True:
+        try:
+            termios.tcsetattr(fd, termios.TCSADRAIN, modes)
+            return
+        except termios.error as error:  # no OSError, and not retried by Python
+            if error.args[0] != EINTR:
+                raise OSError(*error.args) from None
+
+
+def _raw(modes: list[Any]) -> list[Any]:
+    """cfmakeraw, but for output, which stays processed."""
+    import termios as t
+    modes[0] &= ~(t.IGNBRK | t.BRKINT | t.PARMRK | t.ISTRIP | t.INLCR | t.IGNCR | t.ICRNL
+                  | t.IXON)
+    modes[3] &= ~(t.ECHO | t.ECHONL | t.ICANON | t.ISIG | t.IEXTEN)
+    modes[2] = modes[2] & ~(t.CSIZE | t.PARENB) | t.CS8
+    modes[6][t.VMIN], modes[6][t.VTIME] = 1, 0
+    return modes
 
 
 def take_stdio(path: str, console: int) -> None:

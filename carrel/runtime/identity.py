@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from errno import EACCES, EINVAL, ENOENT, ENOTDIR, EPERM, EROFS
+from stat import S_ISREG
 
 from carrel.kernel import capability, paths, syscalls, terminal
 from carrel.kernel.plan import Operation
@@ -102,6 +103,54 @@ class MakeWorkingDirectory(Operation):
         return f"mkdir -p ./{self.path.lstrip('/')}"
 
 
+class FindHome(Operation):
+    """HOME from the container's own passwd file, where the caller sets none."""
+
+    __slots__ = ("env", "uid", "view")
+    step = "identity"
+
+    def __init__(self, view: View, env: list[bytes], uid: int) -> None:
+        self.view, self.env, self.uid = view, env, uid
+
+    def describe(self) -> str:
+        return f"find the home directory of user {self.uid}"
+
+    def execute(self, kernel: Any) -> None:
+        self.env[:] = [e for e in self.env if e != b"HOME="]
+        self.env.append(b"HOME=" + (home_of(kernel, self.view.root_fd, self.uid) or b"/"))
+
+
+#: more than any passwd file; a hostile image may hold 10 GB or a fifo there
+_PASSWD_LIMIT = 10 << 20
+
+
+def home_of(kernel: Any, root_fd: int, uid: int) -> bytes:
+    """The sixth field of the first line with this uid; b"" if there is none."""
+    try:
+        fd = paths.open_in_root(kernel, root_fd, "/etc/passwd",
+                                os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return b""
+    try:
+        if not S_ISREG(os.fstat(fd).st_mode):
+            return b""
+        wanted, text = b"%d" % uid, b""
+        while len(text) < _PASSWD_LIMIT:
+            chunk = os.read(fd, 65536)
+            if not chunk:
+                break
+            text += chunk
+    except OSError:
+        return b""
+    finally:
+        kernel.close(fd)
+    for line in text.split(b"\n"):
+        fields = line.split(b":")
+        if len(fields) > 5 and fields[2] == wanted:
+            return fields[5]
+    return b""
+
+
 class DropBounding(Operation):
     __slots__ = ("keep",)
     step = "capabilities"
@@ -136,10 +185,11 @@ class NoNewPrivileges(Operation):
 class ChangeDirectory(Operation):
     """To ``process.cwd``; refused when that leads out of the container's root."""
 
-    __slots__ = ("path", "tolerant")
+    __slots__ = ("path", "tolerant", "view")
     step = "working directory"
 
-    def __init__(self, path: str, *, tolerant: bool) -> None:
+    def __init__(self, view: View, path: str, *, tolerant: bool) -> None:
+        self.view = view
         self.path = path
         self.tolerant = tolerant
 
@@ -147,6 +197,8 @@ class ChangeDirectory(Operation):
         return f"change to {self.path}"
 
     def execute(self, kernel: Any) -> None:
+        if self.view.in_directory:
+            return
         try:
             os.chdir(self.path)
         except OSError as error:
@@ -157,6 +209,7 @@ class ChangeDirectory(Operation):
             error.filename = None
             raise
         check_working_directory(kernel)
+        self.view.in_directory = True
 
     def shell(self) -> str:
         return f"cd {self.path}"

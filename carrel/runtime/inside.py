@@ -71,6 +71,31 @@ class OpenNull(Operation):
         self.view.null_fd = open_null()
 
 
+class MakeTimeNamespace(Operation):
+    """A time namespace has to get its offsets before anybody is in it."""
+
+    __slots__ = ("offsets", "view")
+    step = "namespaces"
+
+    def __init__(self, view: View, offsets: str) -> None:
+        self.view, self.offsets = view, offsets
+
+    def describe(self) -> str:
+        return "make the time namespace"
+
+    def execute(self, kernel: Any) -> None:
+        kernel.unshare(syscalls.CLONE_NEWTIME)
+        me = os.getpid()
+        if self.offsets:
+            write_file(kernel, self.view.proc_fd, f"{me}/timens_offsets", self.offsets.encode())
+        fd = kernel.openat(self.view.proc_fd, f"{me}/ns/time_for_children", os.O_RDONLY)
+        kernel.setns(fd, syscalls.CLONE_NEWTIME)
+        kernel.close(fd)
+
+    def shell(self) -> str:
+        return "unshare --time ..."
+
+
 class WriteProc(Operation):
     """Write a file of procfs: a sysctl, an attribute of this process."""
 

@@ -11,8 +11,6 @@ from carrel.oci import json
 _fd = -1
 _format = "text"
 debug_on = False
-#: where a terminal user reads: errors go there whatever the log file is
-program = "carrel-runtime"
 
 
 def setup(path: str, form: str, debug: bool) -> None:
@@ -25,11 +23,13 @@ def setup(path: str, form: str, debug: bool) -> None:
         _fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
 
-def error(text: str) -> None:
-    """To the log and, when that is a file, to stderr as well."""
+def error(text: str, *, plain: bool = False) -> None:
+    """To the log and, when that is a file, to stderr as well. ``plain``: on stderr
+    as the container's own program would say it."""
     if _fd >= 0:
         _write("error", text)
-        sys.stderr.write(f"{program}: {text}\n" if False else text + "\n")
+    if _fd >= 0 or plain:
+        sys.stderr.write(text + "\n")
     else:
         _write("error", text)
 

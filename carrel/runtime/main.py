@@ -114,7 +114,7 @@ def _run(given: arguments.Parsed, program: str) -> int:
 def _failed(error: BaseException) -> int:
     text = errors.message(error)
     hint = getattr(error, "hint", "")
-    log.error(text)
+    log.error(text, plain=getattr(error, "plain", False))
     if hint:
         log.debug(f"hint: {hint}")
     if log.debug_on:
@@ -167,7 +167,7 @@ def _print(text: str) -> int:
 def help_text(program: str) -> str:
     width = max(len(n) for n in COMMANDS)
     rows = "\n".join(f"   {n.ljust(width)}  {line}" for n, (_, line) in COMMANDS.items())
-    return (f"NAME:\n   {program} - Open Container Initiative runtime of Carrel\n\n"
+    return (f"NAME:\n   {program} - Open Container Initiative runtime, the one of Carrel\n\n"
             f"{program} runs containers as described by the OCI runtime specification.\n\n"
             f"USAGE:\n   {program} [global options] command [command options] [arguments...]\n\n"
             f"COMMANDS:\n{rows}\n\nGLOBAL OPTIONS:\n{arguments.describe(GLOBAL)}\n")

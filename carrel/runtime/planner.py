@@ -4,6 +4,8 @@ is made here, the operations themselves are executed in the child.
 
 from __future__ import annotations
 
+import os
+
 from carrel.errdefs import InvalidParameter
 from carrel.kernel import capability, syscalls
 from carrel.runtime import identity, inside, mounts, options
@@ -47,11 +49,19 @@ class Namespaces:
     def has(self, kind: str) -> bool:
         return bool(self.made & NAMESPACE_FLAGS[kind]) or kind in self.joined
 
+    #: made by unshare: the cgroup namespace only after the child is in its cgroup,
+    #: the time namespace only after its offsets are known
+    LATE = syscalls.CLONE_NEWCGROUP | syscalls.CLONE_NEWTIME
+
     @property
     def at_clone(self) -> int:
-        """What clone(2) itself makes: the cgroup namespace only after the child
-        is in its cgroup, the time namespace only after its offsets are known."""
-        return self.made & ~(syscalls.CLONE_NEWCGROUP | syscalls.CLONE_NEWTIME)
+        """What clone(2) itself makes. In a user namespace that is joined, the
+        others have to be made after joining, or they would not be its own."""
+        return 0 if "user" in self.joined else self.made & ~self.LATE
+
+    @property
+    def after_join(self) -> int:
+        return self.made & ~self.LATE if "user" in self.joined else 0
 
 
 def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] | None,
@@ -188,6 +198,101 @@ def plan_devices(linux: Spec) -> list[tuple[str, str, int, int, int, int, int]]:
     return list(found.values())
 
 
+_POLICIES = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4,
+             "SCHED_IDLE": 5, "SCHED_DEADLINE": 6}
+_SCHED_FLAGS = {"SCHED_FLAG_RESET_ON_FORK": 1, "SCHED_FLAG_RECLAIM": 2,
+                "SCHED_FLAG_DL_OVERRUN": 4, "SCHED_FLAG_KEEP_POLICY": 8,
+                "SCHED_FLAG_KEEP_PARAMS": 16, "SCHED_FLAG_UTIL_CLAMP_MIN": 32,
+                "SCHED_FLAG_UTIL_CLAMP_MAX": 64}
+_IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+_PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
+_MEMORY_MODES = {"MPOL_DEFAULT": 0, "MPOL_PREFERRED": 1, "MPOL_BIND": 2, "MPOL_INTERLEAVE": 3,
+                 "MPOL_LOCAL": 4, "MPOL_PREFERRED_MANY": 5, "MPOL_WEIGHTED_INTERLEAVE": 6}
+_MEMORY_FLAGS = {"MPOL_F_STATIC_NODES": 1 << 15, "MPOL_F_RELATIVE_NODES": 1 << 14,
+                 "MPOL_F_NUMA_BALANCING": 1 << 13}
+
+
+def plan_schedule(process: Spec, linux: Spec, affinity: list[int]) -> list[Operation]:
+    """Everything about when and where it runs. ``affinity``: the cpus to reset to,
+    since a caller bound to one cpu must not bind its containers."""
+    calls: list[tuple[str, tuple[Any, ...]]] = [("sched_setaffinity", (affinity,))]
+    scheduler = process.get("scheduler")
+    if scheduler:
+        flags = sum(_named(_SCHED_FLAGS, f, "scheduler flag")
+                    for f in scheduler.get("flags") or ())
+        calls.append(("sched_setattr", (
+            _named(_POLICIES, scheduler.get("policy") or "", "scheduler policy"), flags,
+            scheduler.get("nice") or 0, scheduler.get("priority") or 0,
+            scheduler.get("runtime") or 0, scheduler.get("deadline") or 0,
+            scheduler.get("period") or 0)))
+    priority = process.get("ioPriority")
+    if priority:
+        value = priority.get("priority") or 0
+        if not 0 <= value <= 7:
+            raise InvalidParameter(f"invalid ioPriority.Priority: {value}")
+        kind = _named(_IO_CLASSES, priority.get("class") or "", "ioPriority.Class")
+        calls.append(("ioprio_set", (kind << 13 | value,)))
+    policy = linux.get("memoryPolicy")
+    if policy and policy.get("mode"):
+        mode = _named(_MEMORY_MODES, policy["mode"], "memory policy mode")
+        for flag in policy.get("flags") or ():
+            mode |= _named(_MEMORY_FLAGS, flag, "memory policy flag")
+        calls.append(("set_mempolicy", (mode, parse_list(policy.get("nodes") or ""))))
+    personality = linux.get("personality")
+    if personality:
+        domain = _named(_PERSONALITIES, personality.get("domain") or "", "personality domain")
+        if personality.get("flags"):
+            raise InvalidParameter("personality flags are not supported")
+        calls.append(("personality", (domain,)))
+    return [identity.SetSchedule(calls)]
+
+
+def _named(table: dict[str, int], name: str, what: str) -> int:
+    if name not in table:
+        raise InvalidParameter(f"invalid {what}: {name!r}")
+    return table[name]
+
+
+#: more cpus or nodes than any kernel can have: never allocated from a text
+_LIST_LIMIT = 8192
+
+
+def parse_list(text: str) -> list[int]:
+    """``0-3,7`` as numbers; bounded, because the text is somebody else's."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        numbers = [first, last] if dash else [first]
+        if not all(n.isascii() and n.isdigit() and len(n) <= 5 for n in numbers):
+            raise InvalidParameter(f"invalid list {text!r}")
+        low, high = int(numbers[0]), int(numbers[-1])
+        if low > high or high >= _LIST_LIMIT:
+            raise InvalidParameter(f"invalid list {text!r}")
+        found.update(range(low, high + 1))
+    return sorted(found)
+
+
+def plan_labels(process: Spec, linux: Spec, view: View) -> list[Operation]:
+    """AppArmor and SELinux: what is asked for and not there is an error, never
+    a container that is silently unconfined."""
+    found: list[Operation] = []
+    profile = process.get("apparmorProfile") or ""
+    if profile and not os.path.isdir("/sys/kernel/security/apparmor"):
+        raise InvalidParameter(f"cannot apply apparmor profile {profile!r}: apparmor is not "
+                               "enabled on the host")
+    if profile:
+        found.append(inside.WriteProc(view, "self/attr/apparmor/exec", f"exec {profile}",
+                                      "apparmor"))
+    label = process.get("selinuxLabel") or ""
+    if (label or linux.get("mountLabel")) and not os.path.isdir("/sys/fs/selinux"):
+        raise InvalidParameter("cannot apply SELinux label: selinux is not enabled on the host")
+    if linux.get("mountLabel"):
+        raise InvalidParameter("linux.mountLabel is not built yet")
+    if label:
+        found.append(inside.WriteProc(view, "self/attr/exec", label, "selinux"))
+    return found
+
+
 def sysctl_path(key: str) -> str:
     """``net.ipv4.conf.eth0/100.x``: as sysctl(8), the first separator tells which it is."""
     for character in key:
@@ -231,7 +336,7 @@ class Rights:
                                               bits["inheritable"], ambient)
 
 
-def plan_identity(process: Spec, view: View, *, may_set_groups: bool = True
+def plan_identity(process: Spec, view: View, env: list[bytes], *, may_set_groups: bool = True
                   ) -> tuple[list[Operation], list[Operation], Rights]:
     """(before the wait, after the wait, capability sets)."""
     rights = Rights(process)
@@ -240,13 +345,15 @@ def plan_identity(process: Spec, view: View, *, may_set_groups: bool = True
     groups = list(user.get("additionalGids") or ()) if may_set_groups else None
     cwd = process.get("cwd") or "/"
     before: list[Operation] = [identity.NewSession(view), *plan_limits(process)]
+    if not any(e.startswith(b"HOME=") and e != b"HOME=" for e in env):
+        before.append(identity.FindHome(view, env, uid))
     before.append(identity.DropBounding(rights.bounding))
     if process.get("noNewPrivileges"):
         before.append(identity.NoNewPrivileges())
     before.append(identity.OwnStdio(view, uid))
-    before.append(identity.ChangeDirectory(cwd, tolerant=True))
+    before.append(identity.ChangeDirectory(view, cwd, tolerant=True))
     after: list[Operation] = [
         identity.SetIdentity(uid, gid, groups, user.get("umask")),
-        identity.ChangeDirectory(cwd, tolerant=False),
+        identity.ChangeDirectory(view, cwd, tolerant=False),
     ]
     return before, after, rights

@@ -8,4 +8,5 @@ VERSION = "0.1.0"
 
 
 def text(program: str) -> str:
-    return f"{program} version {VERSION}\nspec: {runtime_spec.VERSION}\n"
+    return (f"{program} version {VERSION}\ncommit: carrel-{VERSION}\n"
+            f"spec: {runtime_spec.VERSION}\n")

@@ -20,20 +20,19 @@ class View:
     ``dev_fd``   the container's /dev, or -1 when it is not ours to fill
     """
 
-    __slots__ = ("console_size", "console_socket", "dev_fd", "kept", "late_read_only", "null_fd",
-                 "old_root_fd", "proc_fd", "report", "root_fd", "source_trees", "terminal_fd")
+    __slots__ = ("console_size", "dev_fd", "in_directory", "late_read_only", "null_fd",
+                 "proc_fd", "report", "root_fd", "source_trees", "terminal_fd")
 
     def __init__(self) -> None:
         self.root_fd = -1
         self.proc_fd = -1
         self.null_fd = -1
         self.dev_fd = -1
-        self.old_root_fd = -1
         self.terminal_fd = -1
         self.console_size: tuple[int, int] | None = None
-        self.console_socket = -1
         self.late_read_only: list[tuple[int, str]] = []
-        self.kept: list[int] = []
+        #: the working directory was reached already
+        self.in_directory = False
         #: mounts opened for us by the parent (user namespaces): index -> fd
         self.source_trees: dict[int, int] = {}
         self.report: Any = None
