@@ -2,6 +2,7 @@
 
     CarrelError
     +-- InvalidParameter     400  INVALID_ARGUMENT     the request is wrong
+    |   +-- OutOfRange       400  OUT_OF_RANGE         ... as it goes beyond the end
     +-- Unauthorized         401  UNAUTHENTICATED
     +-- Forbidden            403  PERMISSION_DENIED
     +-- NotFound             404  NOT_FOUND
@@ -35,6 +36,10 @@ class CarrelError(Exception):
 class InvalidParameter(CarrelError):
     http_status = 400
     grpc_code = 3
+
+
+class OutOfRange(InvalidParameter):
+    grpc_code = 11
 
 
 class Unauthorized(CarrelError):
@@ -93,6 +98,6 @@ class DeadlineExceeded(CarrelError):
 
 BY_GRPC_CODE: dict[int, type[CarrelError]] = {
     1: Cancelled, 3: InvalidParameter, 4: DeadlineExceeded, 5: NotFound, 6: AlreadyExists,
-    7: Forbidden, 9: Conflict, 12: NotImplementedYet, 13: SystemFailure, 14: Unavailable,
+    7: Forbidden, 9: Conflict, 11: OutOfRange, 12: NotImplementedYet, 13: SystemFailure, 14: Unavailable,
     16: Unauthorized,
 }

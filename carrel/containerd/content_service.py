@@ -75,7 +75,7 @@ class ContentService:
         if offset < 0 or size < 0:
             raise errdefs.InvalidParameter("offset and size must not be negative")
         if offset > total or offset + size > total:
-            raise values.OutOfRange(
+            raise errdefs.OutOfRange(
                 f"read past object length {total} bytes, with {offset}+{size}")
         end = offset + size if size else total
         with view.open(request.digest) as file:
@@ -169,7 +169,7 @@ class _WriteSession:
     async def _write(self, request: content_pb2.WriteContentRequest) -> None:
         writer = self.writer
         if request.offset and request.offset != writer.offset:
-            raise values.OutOfRange(
+            raise errdefs.OutOfRange(
                 f"write @{request.offset} must occur at current offset {writer.offset}")
         if not request.offset and writer.offset:
             await asyncio.to_thread(writer.truncate, 0)

@@ -29,7 +29,7 @@ def main() -> int:
             level=settings.level, stream=sys.stderr,
             format="time=%(asctime)s level=%(levelname)s msg=%(message)s logger=%(name)s")
         # what the libraries below say is of no use to a person who runs this
-        for noisy in ("hpack", "h2", "asyncio"):
+        for noisy in ("hpack", "h2", "asyncio", "grpclib"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         for warning in settings.warnings:
             log.warning("%s", warning)

@@ -34,8 +34,16 @@ def remove_tree(parent_fd: int, name: str | bytes) -> None:
     except NotADirectoryError:
         os.unlink(name, dir_fd=parent_fd)
         return
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise _mounted(os.fsdecode(name)) from error
+        raise
     _empty(fd, os.fsencode(name))
     os.rmdir(name, dir_fd=parent_fd)
+
+
+def _mounted(path: str) -> OSError:
+    return OSError(errno.EBUSY, "something is mounted there; it was not touched", path)
 
 
 def _open(parent_fd: int, name: str) -> int:
@@ -74,8 +82,7 @@ def _empty(top: int, label: bytes) -> None:
     except OSError as error:
         if error.errno == errno.EXDEV:
             path = b"/".join(part for _, part in stack)
-            raise OSError(errno.EBUSY, "something is mounted there; it was not touched",
-                          os.fsdecode(path)) from error
+            raise _mounted(os.fsdecode(path)) from error
         raise
     finally:
         for fd, _ in stack:

@@ -177,7 +177,8 @@ class TaskManager:
         """Take back a task that could not be made."""
         if task.shim is not None and not task.shim.client.closed:
             task.leaving = True
-            if not await self._ask_to_go(task):
+            # a foreign shim that failed half-way forgets what its runtime made; ours does not
+            if not await self._ask_to_go(task) or task.runtime != CARREL:
                 await self._launcher.cleanup(task.bundle, task.runtime)
         elif task.launched or task.shim is not None:
             await self._launcher.cleanup(task.bundle, task.runtime)

@@ -161,6 +161,10 @@ async def _state(task: Task, exec_id: str) -> task_pb2.Process:
     if task.exit is not None:
         if exec_id:
             raise errdefs.NotFound(f"exec {exec_id}: its shim is gone: not found")
+        if not task.buried.is_set():
+            # its shim died just now, and its processes are being killed
+            return task_pb2.Process(container_id=task.id, id=task.id, pid=task.exit.pid,
+                                    status=task_pb2.UNKNOWN)
         return task_pb2.Process(container_id=task.id, id=task.id, pid=task.exit.pid,
                                 status=task_pb2.STOPPED, exit_status=task.exit.status,
                                 exited_at=values.stamp(task.exit.at))

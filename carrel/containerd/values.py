@@ -16,12 +16,6 @@ _LABEL_LENGTH = 4096
 _DIGEST = re.compile(r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")
 
 
-class OutOfRange(errdefs.InvalidParameter):
-    """A read that begins behind the end."""
-
-    grpc_code = 11
-
-
 def now() -> int:
     """Nanoseconds since the epoch, as stored."""
     return time.time_ns()

@@ -207,6 +207,8 @@ class GrpcTransport:
             call = StreamStreamMethod(
                 self._channel, method.path, method.request, method.response)
             async with call.open(metadata=metadata, timeout=timeout) as stream:
+                # the feeder has not run when the first answer is asked for
+                await stream.send_request()
 
                 async def feed() -> None:
                     async for message in request:

@@ -1,0 +1,358 @@
+"""The daemon as a process, with the real ctr and real shims, over crashes and restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from carrel import errdefs
+from carrel.proto import (
+    containers_pb2,
+    events_pb2,
+    mount_pb2,
+    task_events_pb2,
+    task_pb2,
+    tasks_pb2,
+)
+from tests.containerd.harness import Clients, Daemon, daemon, eventually, peers, refused
+
+pytestmark = [pytest.mark.root, pytest.mark.peers]
+
+RUNC = "io.containerd.runc.v2"
+CGROUP = "/carrel-test-containerd"
+
+
+@pytest.fixture(scope="module", params=["sid", "bookworm"])
+def shim_suite(request: pytest.FixtureRequest) -> str:
+    """Whose containerd-shim-runc-v2: containerd 2.1's and 1.6's."""
+    return str(request.param)
+
+
+def path_with(suite: str, directory: Path) -> str:
+    """PATH with that suite's shim, and Debian 12's runc, which runs on any of our machines."""
+    shutil.copy(f"{peers(suite)}/usr/bin/containerd-shim-runc-v2", directory)
+    shutil.copy(f"{peers('bookworm')}/usr/sbin/runc", directory)
+    return f"{directory}:{os.environ['PATH']}"
+
+
+async def _remove_all(server: Daemon) -> None:
+    """What a failed test left, so that the next one is not blamed for it."""
+    async with server.clients() as clients:
+        for task in (await clients.tasks.List(tasks_pb2.ListTasksRequest())).tasks:
+            with contextlib.suppress(errdefs.CarrelError):
+                await kill(clients, task.id)
+            await eventually(lambda name=task.id: stopped(clients, name))
+            await clients.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=task.id))
+
+
+@pytest.fixture
+def server(shim_suite: str, tmp_path: Path, leak_check: None) -> Iterator[Daemon]:
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    with daemon(path=path_with(shim_suite, directory)) as made:
+        yield made
+        asyncio.run(_remove_all(made))
+
+
+@pytest.fixture
+def rootfs(tmp_path: Path) -> Path:
+    top = tmp_path / "rootfs"
+    for name in ("bin", "proc", "sys", "dev", "tmp"):
+        (top / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", top / "bin")
+    return top
+
+
+def spec(*arguments: str, name: str) -> dict[str, Any]:
+    return {
+        "ociVersion": "1.0.2",
+        "process": {"args": ["/bin/busybox", *arguments], "cwd": "/", "env": ["PATH=/bin"],
+                    "user": {"uid": 0, "gid": 0}},
+        "root": {"path": "rootfs"},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
+                   {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}],
+        "linux": {"cgroupsPath": f"{CGROUP}/{name}",
+                  "namespaces": [{"type": t} for t in ("pid", "mount", "ipc", "uts")]},
+    }
+
+
+async def create(clients: Clients, name: str, rootfs: Path, *arguments: str,
+                 runtime: str = RUNC, output: str = "") -> int:
+    await clients.containers.Create(containers_pb2.CreateContainerRequest(
+        container=containers_pb2.Container(
+            id=name, runtime=containers_pb2.Container.Runtime(name=runtime),
+            spec=AnyMessage(type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec",
+                            value=json.dumps(spec(*arguments, name=name)).encode()))))
+    answer = await clients.tasks.Create(tasks_pb2.CreateTaskRequest(
+        container_id=name, stdout=output, stderr=output, rootfs=[mount_pb2.Mount(
+            type="bind", source=str(rootfs), options=["rbind", "ro"])]))
+    return int(answer.pid)
+
+
+async def start(clients: Clients, name: str, exec_id: str = "") -> int:
+    answer = await clients.tasks.Start(
+        tasks_pb2.StartRequest(container_id=name, exec_id=exec_id))
+    return int(answer.pid)
+
+
+async def state(clients: Clients, name: str) -> task_pb2.Process:
+    answer = await clients.tasks.Get(tasks_pb2.GetRequest(container_id=name))
+    result: task_pb2.Process = answer.process
+    return result
+
+
+async def stopped(clients: Clients, name: str) -> bool:
+    return (await state(clients, name)).status == task_pb2.STOPPED
+
+
+async def kill(clients: Clients, name: str, number: int = signal.SIGKILL) -> None:
+    await clients.tasks.Kill(tasks_pb2.KillRequest(container_id=name, signal=number))
+
+
+async def remove(clients: Clients, name: str) -> int:
+    answer = await clients.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=name))
+    await clients.containers.Delete(containers_pb2.DeleteContainerRequest(id=name))
+    return int(answer.exit_status)
+
+
+@contextlib.asynccontextmanager
+async def events(clients: Clients) -> AsyncIterator[list[tuple[str, Any]]]:
+    """``(topic, event bytes)`` of the tasks."""
+    seen: list[tuple[str, Any]] = []
+
+    async def read() -> None:
+        async for envelope in clients.events.Subscribe(
+                events_pb2.SubscribeRequest(filters=["topic~=/tasks/"])):
+            seen.append((envelope.topic, envelope.event.value))
+
+    reader = asyncio.ensure_future(read())
+    await asyncio.sleep(0.1)
+    yield seen
+    reader.cancel()
+    await asyncio.wait([reader])
+
+
+def bundles(server: Daemon) -> list[str]:
+    top = Path(server.state, "io.containerd.runtime.v2.task", "default")
+    return sorted(p.name for p in top.iterdir()) if top.exists() else []
+
+
+async def test_life_of_a_task(server: Daemon, rootfs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    async with server.clients() as clients, events(clients) as seen:
+        pid = await create(clients, "c", rootfs, "sh", "-c", "echo hello; exit 7",
+                           output=f"file://{out}")
+        assert (await state(clients, "c")).status == task_pb2.CREATED
+        assert bundles(server) == ["c"]
+        with refused(errdefs.AlreadyExists, "task c"):
+            await clients.tasks.Create(tasks_pb2.CreateTaskRequest(container_id="c"))
+        waiting = asyncio.ensure_future(clients.tasks.Wait(
+            tasks_pb2.WaitRequest(container_id="c")))
+        assert await start(clients, "c") == pid
+        assert (await waiting).exit_status == 7
+        final = await state(clients, "c")
+        assert (final.status, final.exit_status, final.pid) == (task_pb2.STOPPED, 7, pid)
+        assert out.read_text() == "hello\n"
+        assert await remove(clients, "c") == 7
+        await eventually(lambda: "/tasks/delete" in [topic for topic, _ in seen])
+        assert [topic for topic, _ in seen] == [
+            "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+        assert task_events_pb2.TaskExit.FromString(seen[2][1]).exit_status == 7
+        assert bundles(server) == []
+        with refused(errdefs.NotFound):
+            await state(clients, "c")
+    assert os.listdir(f"{server.root}/io.containerd.runtime.v2.task/default") == []
+
+
+async def test_exec_pause_kill_metrics(server: Daemon, rootfs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    async with server.clients() as clients:
+        pid = await create(clients, "c", rootfs, "sleep", "100")
+        await start(clients, "c")
+        process = spec("sh", "-c", "echo exec; exit 3", name="c")["process"]
+        await clients.tasks.Exec(tasks_pb2.ExecProcessRequest(
+            container_id="c", exec_id="e", stdout=f"file://{out}", stderr=f"file://{out}",
+            spec=AnyMessage(
+                type_url="types.containerd.io/opencontainers/runtime-spec/1/Process",
+                value=json.dumps(process).encode())))
+        waiting = asyncio.ensure_future(clients.tasks.Wait(
+            tasks_pb2.WaitRequest(container_id="c", exec_id="e")))
+        await start(clients, "c", "e")
+        assert (await waiting).exit_status == 3
+        deleted = await clients.tasks.DeleteProcess(
+            tasks_pb2.DeleteProcessRequest(container_id="c", exec_id="e"))
+        assert (deleted.id, deleted.exit_status) == ("e", 3)
+        assert out.read_text() == "exec\n"
+        await clients.tasks.Pause(tasks_pb2.PauseTaskRequest(container_id="c"))
+        assert (await state(clients, "c")).status == task_pb2.PAUSED
+        await clients.tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id="c"))
+        pids = await clients.tasks.ListPids(tasks_pb2.ListPidsRequest(container_id="c"))
+        assert pid in [p.pid for p in pids.processes]
+        metrics = await clients.tasks.Metrics(tasks_pb2.MetricsRequest(filters=["id==c"]))
+        if cgroups_are_plain():
+            assert [m.id for m in metrics.metrics] == ["c"]
+            assert metrics.metrics[0].data.value
+        with refused(errdefs.NotFound):
+            await clients.tasks.Start(tasks_pb2.StartRequest(container_id="c", exec_id="none"))
+        await kill(clients, "c", signal.SIGKILL)
+        await eventually(lambda: stopped(clients, "c"))
+        with refused(errdefs.NotFound, "process already finished"):
+            await kill(clients, "c")
+        assert await remove(clients, "c") == 137
+
+
+async def test_failed_create_leaves_nothing(server: Daemon, rootfs: Path) -> None:
+    (rootfs / "bin" / "busybox").unlink()
+    async with server.clients() as clients:
+        with pytest.raises(errdefs.CarrelError, match="busybox"):
+            await create(clients, "c", rootfs, "true")
+        assert bundles(server) == []
+        # the same id can be used at once
+        shutil.copy("/bin/busybox", rootfs / "bin")
+        await clients.containers.Delete(containers_pb2.DeleteContainerRequest(id="c"))
+        await create(clients, "c", rootfs, "true")
+        await start(clients, "c")
+        await eventually(lambda: stopped(clients, "c"))
+        assert await remove(clients, "c") == 0
+
+
+async def test_crash_of_the_daemon(server: Daemon, rootfs: Path) -> None:
+    """kill -9: containers run on, are found again, and what ended meanwhile is known."""
+    async with server.clients() as clients:
+        runs = await create(clients, "runs", rootfs, "sleep", "100")
+        await start(clients, "runs")
+        await create(clients, "ends", rootfs, "sh", "-c", "sleep 0.4; exit 5")
+        await start(clients, "ends")
+    server.kill()
+    time.sleep(0.6)
+    os.kill(runs, 0)
+    server.start()
+    async with server.clients() as clients:
+        assert (await state(clients, "runs")).status == task_pb2.RUNNING
+        ended = await state(clients, "ends")
+        assert (ended.status, ended.exit_status) == (task_pb2.STOPPED, 5)
+        assert await remove(clients, "ends") == 5
+        # and its events arrive at the new daemon
+        async with events(clients) as seen:
+            await kill(clients, "runs")
+            await eventually(lambda: "/tasks/exit" in [topic for topic, _ in seen])
+        assert await remove(clients, "runs") == 137
+
+
+async def test_clean_stop_leaves_containers_running(server: Daemon, rootfs: Path) -> None:
+    async with server.clients() as clients:
+        pid = await create(clients, "c", rootfs, "sleep", "100")
+        await start(clients, "c")
+    assert server.stop() == 0
+    assert not os.path.exists(server.address)
+    os.kill(pid, 0)
+    server.start()
+    async with server.clients() as clients:
+        assert (await state(clients, "c")).status == task_pb2.RUNNING
+        await kill(clients, "c")
+        await eventually(lambda: stopped(clients, "c"))
+        assert await remove(clients, "c") == 137
+
+
+def cgroups_are_plain() -> bool:
+    """containerd's shim reads no metrics where a v1 hierarchy exists but is not mounted."""
+    with open("/proc/self/cgroup", encoding="ascii") as file:
+        hierarchies = {name for line in file for name in line.split(":")[1].split(",") if name}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        mounted = {option for line in file if " - cgroup " in line
+                   for option in line.split()[-1].split(",")}
+    return hierarchies <= mounted
+
+
+def shim_of(pid: int) -> int:
+    """The parent of a container's init."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("PPid:"):
+            return int(line.split()[1])
+    raise AssertionError(pid)
+
+
+async def test_death_of_a_shim(server: Daemon, rootfs: Path) -> None:
+    async with server.clients() as clients, events(clients) as seen:
+        pid = await create(clients, "c", rootfs, "sleep", "100")
+        await start(clients, "c")
+        waiting = asyncio.ensure_future(clients.tasks.Wait(
+            tasks_pb2.WaitRequest(container_id="c")))
+        await asyncio.sleep(0.1)
+        os.kill(shim_of(pid), signal.SIGKILL)
+        await eventually(lambda: "/tasks/delete" in [topic for topic, _ in seen], 4)
+        ends = [task_events_pb2.TaskExit.FromString(e) for t, e in seen if t == "/tasks/exit"]
+        assert [(e.id, e.exit_status) for e in ends] == [("c", 137)]
+        assert (await waiting).exit_status == 137
+        final = await state(clients, "c")
+        assert (final.status, final.exit_status) == (task_pb2.STOPPED, 137)
+        # what the shim left was cleaned up: the container's process, too
+        await eventually(lambda: not os.path.exists(f"/proc/{pid}"))
+        assert bundles(server) == []
+        assert await remove(clients, "c") == 137
+        with refused(errdefs.NotFound):
+            await state(clients, "c")
+
+
+async def test_shim_died_while_the_daemon_was_away(server: Daemon, rootfs: Path) -> None:
+    async with server.clients() as clients:
+        pid = await create(clients, "c", rootfs, "sleep", "100")
+        await start(clients, "c")
+    server.kill()
+    os.kill(shim_of(pid), signal.SIGKILL)
+    server.start()
+    async with server.clients() as clients:
+        await eventually(lambda: stopped(clients, "c"))
+        assert (await state(clients, "c")).exit_status == 137
+        await eventually(lambda: not os.path.exists(f"/proc/{pid}"))
+        assert await remove(clients, "c") == 137
+    assert bundles(server) == []
+
+
+async def test_a_shim_that_hangs_holds_nobody_up(server: Daemon, rootfs: Path) -> None:
+    async with server.clients() as clients:
+        pid = await create(clients, "hangs", rootfs, "sleep", "100")
+        await start(clients, "hangs")
+        await create(clients, "fine", rootfs, "sleep", "100")
+        await start(clients, "fine")
+        shim = shim_of(pid)
+        os.kill(shim, signal.SIGSTOP)
+        try:
+            begin = time.monotonic()
+            listed = await clients.tasks.List(tasks_pb2.ListTasksRequest())
+            assert time.monotonic() - begin < 3
+            assert {t.id: t.status for t in listed.tasks} == {
+                "hangs": task_pb2.UNKNOWN, "fine": task_pb2.RUNNING}
+            with refused(errdefs.DeadlineExceeded, "State"):
+                await state(clients, "hangs")
+        finally:
+            os.kill(shim, signal.SIGCONT)
+        for name in ("hangs", "fine"):
+            await kill(clients, name)
+            await eventually(lambda n=name: stopped(clients, n))
+            await remove(clients, name)
+
+
+async def test_many_at_once(server: Daemon, rootfs: Path) -> None:
+    async with server.clients() as clients:
+        async def one(name: str) -> int:
+            await create(clients, name, rootfs, "sh", "-c", f"exit {int(name[1:])}")
+            waiting = asyncio.ensure_future(clients.tasks.Wait(
+                tasks_pb2.WaitRequest(container_id=name)))
+            await start(clients, name)
+            assert (await waiting).exit_status == int(name[1:])
+            return await remove(clients, name)
+
+        assert await asyncio.gather(*(one(f"c{n}") for n in range(8))) == list(range(8))
+    assert bundles(server) == []
