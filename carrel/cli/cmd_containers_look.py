@@ -56,11 +56,11 @@ def _port(app: App, options: Options, args: list[str]) -> None:
             lines += [f"{port} -> {join_host_port(b['HostIp'], b['HostPort'])}"
                       for b in bindings or []]
     if lines:
-        lines.sort(key=_natural)
+        lines.sort(key=natural)
         print("\n".join(clean(line) for line in lines))
 
 
-def _natural(text: str) -> list[tuple[int, int, str]]:
+def natural(text: str) -> list[tuple[int, int, str]]:
     """Numbers in a text sort as numbers."""
     parts: list[tuple[int, int, str]] = []
     digits = ""

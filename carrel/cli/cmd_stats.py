@@ -15,6 +15,7 @@ from .units import bytes_size, human_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .app import App
@@ -89,7 +90,7 @@ def _blocks(sample: Sample) -> str:
     return f"{human_size(totals['r'], 3)} / {human_size(totals['w'], 3)}"
 
 
-_FIELDS = {
+_FIELDS: dict[str, Callable[[Sample], str]] = {
     "Container": lambda s: s.container,
     "Name": lambda s: ((s.stats or {}).get("name") or "").removeprefix("/") or _NONE,
     "ID": lambda s: (s.stats or {}).get("id") or "",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .flags import Options
 
-_ENDPOINT: dict[str, Any] = {
+ENDPOINT: dict[str, Any] = {
     "IPAMConfig": None, "Links": None, "Aliases": None, "MacAddress": "", "DriverOpts": None,
     "GwPriority": 0, "NetworkID": "", "EndpointID": "", "Gateway": "", "IPAddress": "",
     "IPPrefixLen": 0, "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
@@ -239,8 +239,9 @@ def _read_file(path: str, lookup: bool) -> list[str]:
         try:
             line = raw.decode().rstrip("\r").lstrip()
         except UnicodeDecodeError:
-            raise ValueError(f"invalid env file ({path}): env file {path} contains invalid utf8 bytes at line {number}: "
-                             f"{list(raw)}".replace(",", "")) from None
+            raise ValueError(f"invalid env file ({path}): env file {path} contains invalid "
+                             f"utf8 bytes at line {number}: {list(raw)}".replace(",", "")
+                             ) from None
         if not line or line[0] == "#":
             continue
         key, equals, _ = line.partition("=")
@@ -484,7 +485,7 @@ def _endpoints(o: Options) -> dict[str, Any]:
         endpoint = _endpoint(item)
         if item["target"] in found:
             raise ValueError(f"network {go_quote(item['target'])} is specified multiple times")
-        if i == 0 and len(networks) == 1 and endpoint == _ENDPOINT:
+        if i == 0 and len(networks) == 1 and endpoint == ENDPOINT:
             continue
         found[item["target"]] = endpoint
     if len(kinds) == 2:
@@ -514,7 +515,7 @@ def _endpoint(item: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("no name set for network")
     if not is_user_defined(item["target"]) and item["aliases"]:
         raise ValueError("network-scoped aliases are only supported for user-defined networks")
-    endpoint = dict(_ENDPOINT)
+    endpoint = dict(ENDPOINT)
     endpoint["GwPriority"] = item["gw-priority"]
     endpoint["Aliases"] = item["aliases"] or None
     endpoint["DriverOpts"] = item["driver-opts"] or None
