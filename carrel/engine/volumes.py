@@ -187,7 +187,9 @@ class VolumeService:
                    for c in self._ctx.containers.users_of_volume(name))
 
     async def _unmount_now(self, volume: Volume) -> None:
-        if volume.options and await asyncio.to_thread(volumemount.is_mounted, volume):
+        if not volume.options:
+            return
+        if await asyncio.to_thread(volumemount.is_mounted, volume):
             await asyncio.to_thread(volumemount.unmount, volume)
 
     # -- accounting -------------------------------------------------------------------------
