@@ -47,6 +47,7 @@ class TransferService:
         self._stores = stores
         self._mirrors = mirrors
         self._insecure = insecure
+        self._downloads: Any = None     # made with the first pull: it imports the HTTP client
 
     async def Transfer(self, request: transfer_pb2.TransferRequest, context: Context) -> Empty:
         source_kind, source = _unpack(request.source)
@@ -61,10 +62,11 @@ class TransferService:
                 case "ImageStore", "ImageStore":
                     _tag(work, source, destination)
                 case "OCIRegistry", "ImageStore":
-                    from carrel.containerd import transfer_pull
+                    from carrel.containerd import transfer_fetch, transfer_pull
 
-                    await transfer_pull.pull(work, source, destination, self._mirrors,
-                                             self._insecure)
+                    self._downloads = self._downloads or transfer_fetch.Downloads()
+                    await transfer_pull.pull(work, source, destination, self._downloads,
+                                             self._mirrors, self._insecure)
                 case "ImageStore", "OCIRegistry":
                     from carrel.containerd import transfer_push
 

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import datetime
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from carrel import errdefs
 from carrel.containerd import image_tree, images
@@ -97,15 +98,37 @@ async def working(stores: Stores, context: Context, progress_stream: str,
 
 async def in_thread(function: Callable[..., _T], *arguments: Any,
                     stop: Callable[[], object] | None = None) -> _T:
-    """Run blocking work; when the caller is cancelled, ``stop`` it and wait for its end."""
-    task = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    """Run blocking work; when the caller is cancelled, ``stop`` it and wait for its end.
+
+    A thread of its own, not one of the loop's few: this work waits for downloads, which
+    need those.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast("_T", result))
+
+    def run() -> None:
+        try:
+            outcome: tuple[_T | None, BaseException | None] = (function(*arguments), None)
+        except BaseException as error:
+            outcome = (None, error)
+        loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, name=f"transfer-{function.__name__}", daemon=True).start()
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
         if stop is not None:
             stop()
         with contextlib.suppress(Exception):
-            await task
+            await future
         raise
 
 

@@ -100,6 +100,8 @@ class Layer:
     diff_id: str
     open: Callable[[], BinaryIO]
     growing: Growing
+    #: the blob was checked against its digest before
+    verified: bool = True
 
 
 class Unpacker:
@@ -108,6 +110,11 @@ class Unpacker:
     def __init__(self, content: NamespacedContent, snapshots: NamespacedSnapshots) -> None:
         self._content = content
         self._snapshots = snapshots
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """From another thread: give up soon."""
+        self._stop.set()
 
     def stored_layer(self, digest: str, diff_id: str) -> Layer:
         """A layer whose blob is in the content store."""
@@ -158,6 +165,7 @@ class Unpacker:
                 raise errdefs.InvalidParameter(
                     f"wrong diff id calculated on extraction: {extracted.diff_id}, "
                     f"expected {layer.diff_id} (layer {layer.digest})")
+            layer.growing.wait_finished(self._stop)
             try:
                 # synced: a row must never outlive a power cut that its files did not
                 self._snapshots.commit(chain, key, labels, measured=(
@@ -172,15 +180,15 @@ class Unpacker:
 
     def _extract(self, layer: Layer, root: str, lowers: list[str],
                  progress: Callable[[Layer, str, int], None] | None) -> Extracted:
-        known = layer.diff_id if layer.digest == layer.diff_id else ""
+        known = layer.diff_id if layer.verified and layer.digest == layer.diff_id else ""
 
         def told(size: int) -> None:
             if progress is not None:
                 progress(layer, "extracting", size)
 
         with layer.open() as file:
-            return apply_stream(FileReader(file.fileno(), layer.growing), root, lowers, known,
-                                told)
+            source = FileReader(file.fileno(), layer.growing, self._stop)
+            return apply_stream(source, root, lowers, known, told)
 
     def _discard(self, key: str) -> None:
         try:

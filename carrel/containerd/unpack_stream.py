@@ -19,6 +19,8 @@ from carrel.containerd.tarstream import BadArchive
 from carrel.errdefs import Cancelled, CarrelError
 
 CHUNK = 512 * 1024
+#: how often a thread that waits for data looks whether it should give up
+_STOP_SECONDS = 0.25
 _QUEUED = 16        # chunks between the two threads: 8 MiB
 #: zstd's --long=27; a frame may claim 2 GiB
 MAX_ZSTD_WINDOW = 1 << 27
@@ -31,9 +33,9 @@ class Reads(Protocol):
 
 
 class Growing:
-    """How much of a file is there, while somebody else writes it."""
+    """How much of a file is there, while somebody else writes it.  -1: not even begun."""
 
-    def __init__(self, size: int = 0, *, done: bool = False) -> None:
+    def __init__(self, size: int = -1, *, done: bool = False) -> None:
         self._changed = threading.Condition()
         self.size = size
         self._done = done
@@ -54,30 +56,45 @@ class Growing:
             self._error = error
             self._changed.notify_all()
 
-    def wait_beyond(self, offset: int) -> int:
+    def wait_beyond(self, offset: int, stop: threading.Event | None = None) -> int:
         """Block until there is more than ``offset``, or nothing more will come."""
         with self._changed:
             while self.size <= offset and not self._done:
-                if self._error is not None:
-                    raise Cancelled(f"the source of the layer failed: {self._error}")
-                self._changed.wait()
+                self._check(stop)
+                self._changed.wait(_STOP_SECONDS)
             return self.size
+
+    def wait_finished(self, stop: threading.Event | None = None) -> None:
+        """Block until the file was verified and committed."""
+        with self._changed:
+            while not self._done:
+                self._check(stop)
+                self._changed.wait(_STOP_SECONDS)
+
+    def _check(self, stop: threading.Event | None) -> None:
+        if self._error is not None:
+            raise Cancelled(f"the source of the layer failed: {self._error}")
+        if stop is not None and stop.is_set():
+            raise Cancelled("unpacking was given up")
 
 
 class FileReader(io.RawIOBase):
     """Reads a file from its start, waiting for what is not written yet."""
 
-    def __init__(self, fd: int, growing: Growing) -> None:
+    def __init__(self, fd: int, growing: Growing, stop: threading.Event | None = None) -> None:
         self._fd = fd
         self._growing = growing
+        self._stop = stop
         self.offset = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if self._stop is not None and self._stop.is_set():
+            raise Cancelled("unpacking was given up")
         if self._growing.size <= self.offset:
-            self._growing.wait_beyond(self.offset)
+            self._growing.wait_beyond(self.offset, self._stop)
         view = memoryview(buffer).cast("B")
         left = self._growing.size - self.offset
         count = os.preadv(self._fd, [view[:left] if left < len(view) else view], self.offset)

@@ -13,7 +13,7 @@ from carrel import errdefs
 from carrel.engine import images_transfer
 from carrel.engine.context import EngineContext
 from carrel.engine.images import ImageService
-from carrel.engine.images_model import DANGLING, host_platform
+from carrel.engine.images_model import DANGLING, from_message, host_platform
 from carrel.engine.images_transfer import Channel, Credentials, NdJson, Progress
 from carrel.engine.server import headers
 from carrel.oci import image as oci
@@ -79,7 +79,7 @@ class PullShow:
                 "current": min(progress.progress, progress.total), "total": progress.total})
         else:
             for status in self._STATES.get(progress.event, ()):
-                if (ident, status) not in self._done:
+                if not {(ident, status), (ident, "Already exists")} & self._done:
                     self._done.add((ident, status))
                     await self._line(status, ident, {})
 
@@ -123,11 +123,13 @@ async def push(ctx: EngineContext, images: ImageService, out: NdJson, reference:
                auth: Credentials) -> None:
     """Push one name.  The lines are Docker's: layer states, then digest and size."""
     found = await images.find(str(reference))
-    total = found.record.manifest.size
+    pushed = found.record.target
 
     async def told(progress: Progress) -> None:
         ident = short(progress.desc.digest)
+        nonlocal pushed
         if progress.event == "resolved":
+            pushed = from_message(progress.desc)
             await out.send({"status": f"The push refers to repository [{reference.name}]"})
         elif _is_layer(progress):
             states = {"waiting": "Preparing", "already exists": "Layer already exists",
@@ -148,11 +150,10 @@ async def push(ctx: EngineContext, images: ImageService, out: NdJson, reference:
         await images_transfer.transfer(
             ctx.containerd, transfer_imagestore_pb2.ImageStore(name=found.name or ""),
             destination, told)
-    digest = found.record.target.digest
-    await out.send({"status": f"{reference.tag}: digest: {digest} size: {total}"})
+    await out.send({"status": f"{reference.tag}: digest: {pushed.digest} size: {pushed.size}"})
     await out.send({"progressDetail": {}, "aux": {
-        "Tag": reference.tag, "Digest": digest, "Size": total}})
-    await images.refresh(forget=digest)
+        "Tag": reference.tag, "Digest": pushed.digest, "Size": pushed.size}})
+    await images.refresh(forget=found.record.target.digest)
     ctx.events.publish("image", "push", reference.familiar, {"name": reference.familiar_name})
 
 
