@@ -41,18 +41,20 @@ class AwaitHostHooks(Operation):
 class RunHooks(Operation):
     """Hooks of the container's own namespaces."""
 
-    __slots__ = ("hooks", "point", "state")
+    __slots__ = ("env", "hooks", "point", "state")
     step = "hooks"
 
-    def __init__(self, hooks_: list[Spec], point: str, state: Spec) -> None:
+    def __init__(self, hooks_: list[Spec], point: str, state: Spec,
+                 env: list[bytes] | None = None) -> None:
         self.hooks, self.point, self.state = hooks_, point, state
+        self.env = env  # for those that name none: startContainer gets the process's
 
     def describe(self) -> str:
         return f"run {self.point} hooks"
 
     def execute(self, kernel: Any) -> None:
         document = json.dumps({**self.state, "pid": os.getpid()}).encode()
-        hooks.run_all(self.hooks, self.point, document)
+        hooks.run_all(self.hooks, self.point, document, self.env)
 
 
 def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
@@ -72,7 +74,8 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
     if maker.spaces.made & syscalls.CLONE_NEWTIME:
         rows = "".join(f"{clock} {o.get('secs') or 0} {o.get('nanosecs') or 0}\n"
                        for clock, o in (linux.get("timeOffsets") or {}).items())
-        plan.append(inside.MakeTimeNamespace(view, rows))
+        plan.append(inside.MakeTimeNamespace(view, rows, by_parent=bool(
+            maker.spaces.made & syscalls.CLONE_NEWUSER)))
     plan.extend(planner.plan_schedule(process, linux, all_cpus()))
     plan.extend(first)
     if all_hooks.get("prestart") or all_hooks.get("createRuntime"):
@@ -81,7 +84,7 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
         plan.append(RunHooks(all_hooks["createContainer"], "createContainer",
                              maker.oci_state("creating", 0)))
     plan.extend(second)
-    if process.get("oomScoreAdj") is not None:
+    if process.get("oomScoreAdj") is not None and not child.wait_for_maps:
         plan.append(inside.WriteProc(view, "self/oom_score_adj", str(process["oomScoreAdj"]),
                                      "oom_score_adj"))
     before, after, rights = planner.plan_identity(process, view, child.env)
@@ -89,7 +92,7 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
     plan.extend(planner.plan_labels(process, linux, view))
     if all_hooks.get("startContainer"):
         point = RunHooks(all_hooks["startContainer"], "startContainer",
-                         maker.oci_state("created", 0))
+                         maker.oci_state("created", 0), child.env)
         child.after_go.append(point)
     child.after_go.extend(after)
     finish_rights(child, rights, process, linux.get("seccomp"), maker.settings.seccomp_cache)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from carrel.errdefs import InvalidParameter
+from carrel.errdefs import CarrelError, InvalidParameter
 from carrel.oci import json
 from carrel.runtime import container as containers
 from carrel.runtime import create as creation
@@ -196,16 +196,19 @@ def _renamed(error: BaseException, prefix: str) -> OSError:
 # --- exec ---------------------------------------------------------------------
 
 def run_exec(context: Context, given: Parsed) -> int:
-    found = containers.load(given.rest[0], context.root)
-    detached = given.flag("detach")
     try:
-        return _exec(given, found, detached)
-    except (OSError, RuntimeError) as error:
+        found = containers.load(given.rest[0], context.root)
+        try:
+            return _exec(given, found, given.flag("detach"))
+        finally:
+            found.close()
+    except CarrelError as error:
+        error.exit_code = 255  # type: ignore[attr-defined]  # 1 may be the program's own
+        raise
+    except OSError as error:
         failure = _renamed(error, "exec failed")
         failure.exit_code = 255  # type: ignore[attr-defined]
         raise failure from error
-    finally:
-        found.close()
 
 
 def _exec(given: Parsed, found: containers.Container, detached: bool) -> int:
@@ -219,7 +222,7 @@ def _exec(given: Parsed, found: containers.Container, detached: bool) -> int:
             foreground.prepare_terminal()
     made = found.exec(process, preserve_fds=_preserved(given),
                       ignore_paused=given.flag("ignore-paused"),
-                      cgroup=",".join(given.texts("cgroup")))
+                      cgroups=given.texts("cgroup"))
     _hand_out(given, made, made.pid, foreground)
     if foreground is None:
         return 0

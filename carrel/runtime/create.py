@@ -191,6 +191,9 @@ class Maker:
             if kind == b"M":
                 self._write_maps()
                 start.socket.send(b"G")
+            elif kind == b"O":
+                self._write_proc("timens_offsets", packet[1:].decode())
+                start.socket.send(b"G")
             elif kind == b"P":
                 self._replaced(int(packet[1:]))
             elif kind == b"I":
@@ -263,19 +266,25 @@ class Maker:
         return found
 
     def _write_maps(self) -> None:
+        """What only somebody outside of the new user namespace may write."""
         linux = self.spec.get("linux") or {}
-        folder = os.open(f"/proc/{self.launch.pid}", os.O_PATH | os.O_CLOEXEC)
+        for name, key in (("gid_map", "gidMappings"), ("uid_map", "uidMappings")):
+            self._write_proc(name, "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n"
+                                           for m in linux.get(key) or ()))
+        score = (self.spec.get("process") or {}).get("oomScoreAdj")
+        if score is not None:
+            self._write_proc("oom_score_adj", str(score))
+
+    def _write_proc(self, name: str, text: str) -> None:
+        path = f"/proc/{self.launch.pid}/{name}"
+        fd = self.kernel.openat(syscalls.AT_FDCWD, path, os.O_WRONLY)
         try:
-            for name, key in (("gid_map", "gidMappings"), ("uid_map", "uidMappings")):
-                rows = "".join(f"{m['containerID']} {m['hostID']} {m['size']}\n"
-                               for m in linux.get(key) or ())
-                fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
-                try:
-                    os.write(fd, rows.encode())
-                finally:
-                    os.close(fd)
+            self.kernel.write(fd, text.encode())
+        except OSError as error:
+            error.filename = path
+            raise
         finally:
-            os.close(folder)
+            self.kernel.close(fd)
 
     def _hand_over_listener(self, fd: int) -> None:
         raise NotImplementedYet("seccomp notify listener is not built yet")

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 def execute(container: Container, process: Spec, stdio: tuple[int, int, int] | None = None,
             terminal: bool | None = None, *, console_size: tuple[int, int] | None = None,
-            preserve_fds: int = 0, ignore_paused: bool = False, cgroup: str = "",
+            preserve_fds: int = 0, ignore_paused: bool = False,
+            cgroups: list[str] | None = None,
             seccomp_cache: str | None = None, kernel: Any = syscalls) -> containers.Process:
     """Run ``process`` in ``container``; returns after its execve."""
     status = container.status
@@ -48,7 +49,7 @@ def execute(container: Container, process: Spec, stdio: tuple[int, int, int] | N
     size = process.get("consoleSize")
     entry.view.console_size = console_size or ((size["height"], size["width"]) if size else None)
     try:
-        entry.plan(seccomp_cache, cgroup)
+        entry.plan(seccomp_cache, cgroups or [])
         done = run_plan([launch.StartProcess(entry.launch, 0)], kernel)
         try:
             return entry.finish()
@@ -114,7 +115,7 @@ class Entry:
         self.descriptors.append(fd)
         return fd
 
-    def plan(self, seccomp_cache: str | None, cgroup: str) -> None:
+    def plan(self, seccomp_cache: str | None, cgroups: list[str]) -> None:
         container, child, view = self.container, self.child, self.view
         process = self._with_defaults()
         self.view.null_fd = self._keep(inside.open_null())
@@ -129,7 +130,7 @@ class Entry:
             child.joins.append((pidfd, syscalls.CLONE_NEWUSER, "user"))
         if flags & ~syscalls.CLONE_NEWUSER:
             child.joins.append((pidfd, flags & ~syscalls.CLONE_NEWUSER, "container"))
-        self._plan_cgroup(cgroup)
+        self._plan_cgroup(cgroups)
         plan = child.before
         if not flags & syscalls.CLONE_NEWNS:
             fd = self._keep(os.open(f"/proc/{container.pid}/root", os.O_PATH | os.O_CLOEXEC))
@@ -193,11 +194,13 @@ class Entry:
             raise Conflict("cannot exec in a stopped container")
         return flags
 
-    def _plan_cgroup(self, below: str) -> None:
+    def _plan_cgroup(self, below: list[str]) -> None:
         manager = self.container.cgroup
-        self.child.cgroup = manager
         if below:
-            raise InvalidParameter("exec --cgroup is not built yet")
+            from carrel.runtime.subgroups import parse
+            self.child.cgroup = parse(manager, below)
+            return
+        self.child.cgroup = manager
         # those that are not open yet the child opens itself, before it joins
         self.child.keep_fds.extend(fd for g in manager.groups for fd in (g.procs_fd, g.fd)
                                    if fd >= 0)

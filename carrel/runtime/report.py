@@ -2,10 +2,14 @@
 
     child -> parent   E errno NUL step NUL text NUL file name    failed; the child exits
                       H                                          run the host's hooks now
+                      M                                          write the id maps
+                      O offsets                                  write the time offsets
+                      P pid                                      that one takes my place
+                      I                                          what is my pid?
                       T   (+ one descriptor)                     the terminal's master
                       N   (+ one descriptor)                     the seccomp notify descriptor
                       R                                          ready, waiting for start
-    parent -> child   G                                          go on
+    parent -> child   G [pid]                                    go on
 
 After ``R`` the parent may go away (another process will call start).  From then
 on the child reports through the exec fifo: ``0`` when it was let go, then
@@ -31,11 +35,12 @@ _LIMIT = 8192
 class Report:
     """The child's end."""
 
-    __slots__ = ("fd", "socket")
+    __slots__ = ("answer", "fd", "socket")
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
         self.fd = socket.fileno()
+        self.answer = b""
 
     def send(self, kind: bytes) -> None:
         self.socket.send(kind)
@@ -46,8 +51,10 @@ class Report:
         self.wait()
 
     def wait(self) -> None:
-        if self.socket.recv(16) != b"G":
+        answer = self.socket.recv(16)
+        if answer[:1] != b"G":
             os._exit(1)
+        self.answer = answer[1:]
 
     def send_terminal(self, master: int) -> None:
         terminal.send_descriptors(self.socket, b"T", [master])
