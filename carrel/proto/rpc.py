@@ -216,13 +216,18 @@ class GrpcTransport:
                     await stream.end()
 
                 feeder = asyncio.ensure_future(feed())
+                whole = False
                 try:
                     async for message in stream:
                         yield message
+                    whole = feeder.done()
                 finally:
                     feeder.cancel()
                     with contextlib.suppress(asyncio.CancelledError, Exception):
                         await feeder
+                    if not whole:  # either side stopped early: tell the server so
+                        with contextlib.suppress(Exception):
+                            await stream.cancel()
         except GRPCError as error:
             raise _carrel_error(error) from None
         except (OSError, StreamTerminatedError) as error:
