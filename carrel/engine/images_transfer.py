@@ -150,15 +150,15 @@ async def _opened(opened: asyncio.Event, task: asyncio.Future[None]) -> None:
 
 async def _read_progress(client: Client, name: str, opened: asyncio.Event,
                          told: Callable[[Progress], Awaitable[None]]) -> None:
-    async for message in client.streaming.Stream(_until_cancelled(name)):
+    async for message in client.streaming.Stream(_only_init(name)):
         opened.set()
         if message.type_url.endswith(".Progress"):
             await told(Progress.FromString(message.value))
 
 
-async def _until_cancelled(name: str) -> AsyncIterator[AnyMessage]:
+async def _only_init(name: str) -> AsyncIterator[AnyMessage]:
+    """Our half of a progress stream: it is opened, and then we only listen."""
     yield pack(streaming_pb2.StreamInit(id=name))
-    await asyncio.Event().wait()
 
 
 @contextlib.asynccontextmanager

@@ -242,7 +242,7 @@ def _failure(method: str, url: str, error: BaseException) -> Exception:
         refused = error.errno == ECONNREFUSED or "refused" in str(error)
         reason = "connection refused" if refused else printable(str(error.os_error))
         return _Unreachable(f"{where}: dial tcp {host}:{port}: connect: {reason}",
-                            other_scheme=True, final=refused)
+                            other_scheme=not refused, final=refused)
     if isinstance(error, TimeoutError):
         return Transient(f"{where}: net/http: request canceled (Client.Timeout exceeded)")
     if isinstance(error, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, OSError)):
