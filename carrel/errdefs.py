@@ -98,6 +98,6 @@ class DeadlineExceeded(CarrelError):
 
 BY_GRPC_CODE: dict[int, type[CarrelError]] = {
     1: Cancelled, 3: InvalidParameter, 4: DeadlineExceeded, 5: NotFound, 6: AlreadyExists,
-    7: Forbidden, 9: Conflict, 11: OutOfRange, 12: NotImplementedYet, 13: SystemFailure, 14: Unavailable,
-    16: Unauthorized,
+    7: Forbidden, 9: Conflict, 11: OutOfRange, 12: NotImplementedYet, 13: SystemFailure,
+    14: Unavailable, 16: Unauthorized,
 }

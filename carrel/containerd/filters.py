@@ -50,12 +50,19 @@ class _Parser:
         if not self._text:
             return []
         selectors = [self._selector()]
+        self._skip()
         while self._at < len(self._text):
             if self._text[self._at] != ",":
                 raise self._error("unexpected input")
             self._at += 1
             selectors.append(self._selector())
+            self._skip()
         return selectors
+
+    def _skip(self) -> None:
+        """White space may stand between any two parts."""
+        while self._text[self._at:self._at + 1].isspace():
+            self._at += 1
 
     def _error(self, problem: str) -> errdefs.InvalidParameter:
         marked = f"{self._text[:self._at]} >|{self._text[self._at:]}|< "
@@ -66,6 +73,7 @@ class _Parser:
         while self._text.startswith(".", self._at):
             self._at += 1
             path.append(self._field())
+        self._skip()
         operator = self._text[self._at:self._at + 2]
         if not operator or operator[0] == ",":
             return lambda lookup: lookup(path)[1]
@@ -85,6 +93,7 @@ class _Parser:
             lookup(path))
 
     def _field(self) -> str:
+        self._skip()
         if self._text.startswith('"', self._at):
             return self._quoted()
         match = _FIELD.match(self._text, self._at)
@@ -94,6 +103,7 @@ class _Parser:
         return match.group()
 
     def _value(self, regexp: bool) -> str:
+        self._skip()
         first = self._text[self._at:self._at + 1]
         if first == '"':
             return self._quoted()

@@ -91,6 +91,7 @@ class Daemon:
         self.address = f"{self.top}/c.sock"
         self.root, self.state = f"{self.top}/root", f"{self.top}/state"
         self.fifos = f"{self.top}/fifo"
+        self.runtime = "io.containerd.carrel.v1"
         os.mkdir(self.fifos)
         self.environment = {**os.environ, **({"PATH": path} if path else {})}
         self.process: subprocess.Popen[bytes] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -337,7 +338,7 @@ async def test_containers(both: Both) -> None:
     ("snapshotter", "Snapshotter must be set")])
 async def test_container_refusals(both: Both, field: str, text: str) -> None:
     bad = container("c")
-    bad.ClearField(field)  # type: ignore[arg-type]
+    bad.ClearField(field)
     with refused(errdefs.InvalidParameter, text.partition("|")[2] or text):
         await both[0].containers.Create(containers_pb2.CreateContainerRequest(container=bad))
 
@@ -433,6 +434,10 @@ async def test_publish_and_filters(both: Both) -> None:
     await asyncio.wait(readers)
 
 
+def _has(seen: list[Any], count: int) -> bool:
+    return len(seen) == count
+
+
 async def test_slow_subscriber_is_cut_off(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     clients, services = both
     monkeypatch.setattr(event_module, "_QUEUE_LIMIT", 10)
@@ -443,7 +448,7 @@ async def test_slow_subscriber_is_cut_off(both: Both, monkeypatch: pytest.Monkey
     for number in range(40):
         services.events.publish("test", "/a/b", image_events_pb2.ImageDelete(name=str(number)))
         if number % 5 == 4:
-            await eventually(lambda n=number: len(fast) == n + 1)
+            await eventually(functools.partial(_has, fast, number + 1))
     with refused(errdefs.Unavailable, "too slow"):
         async for _ in slow:
             pass
@@ -465,7 +470,8 @@ async def test_task_refusals(both: Both) -> None:
     bad.runtime.name = "io.containerd.nonesuch.v9"
     await clients.containers.Create(containers_pb2.CreateContainerRequest(container=bad))
     for _ in range(2):  # the second finds nothing left of the first
-        with refused(errdefs.InvalidParameter, 'binary not installed "containerd-shim-nonesuch-v9"'):
+        with refused(errdefs.InvalidParameter,
+                     'binary not installed "containerd-shim-nonesuch-v9"'):
             await clients.tasks.Create(tasks_pb2.CreateTaskRequest(container_id="c"))
     with refused(errdefs.NotImplementedYet, "Checkpoint"):
         await clients.tasks.Checkpoint(tasks_pb2.CheckpointTaskRequest(container_id="c"))

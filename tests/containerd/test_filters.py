@@ -37,6 +37,8 @@ def look(path: Sequence[str]) -> tuple[str, bool]:
     (["name~=/^al.*e$/"], True),
     (["name~=|^x|"], False),
     ([r'name=="al\x70ine"'], True),
+    (["name==alpine, labels.a==1"], True),
+    ([" name == alpine , labels.a != 1 "], False),
 ])
 def test_match(wanted: list[str], matches: bool) -> None:
     assert filters.compile_all(wanted)(look) is matches

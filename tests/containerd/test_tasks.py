@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -29,13 +30,13 @@ from tests.containerd.harness import Clients, Daemon, daemon, eventually, peers,
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
-RUNC = "io.containerd.runc.v2"
+RUNC, CARREL = "io.containerd.runc.v2", "io.containerd.carrel.v1"
 CGROUP = "/carrel-test-containerd"
 
 
-@pytest.fixture(scope="module", params=["sid", "bookworm"])
-def shim_suite(request: pytest.FixtureRequest) -> str:
-    """Whose containerd-shim-runc-v2: containerd 2.1's and 1.6's."""
+@pytest.fixture(params=["carrel", "sid", "bookworm"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Our own shim from the zygote, or containerd-shim-runc-v2 of containerd 2.1 or of 1.6."""
     return str(request.param)
 
 
@@ -52,15 +53,19 @@ async def _remove_all(server: Daemon) -> None:
         for task in (await clients.tasks.List(tasks_pb2.ListTasksRequest())).tasks:
             with contextlib.suppress(errdefs.CarrelError):
                 await kill(clients, task.id)
-            await eventually(lambda name=task.id: stopped(clients, name))
+            await eventually(functools.partial(stopped, clients, task.id))
             await clients.tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=task.id))
 
 
 @pytest.fixture
-def server(shim_suite: str, tmp_path: Path, leak_check: None) -> Iterator[Daemon]:
-    directory = tmp_path / "bin"
-    directory.mkdir()
-    with daemon(path=path_with(shim_suite, directory)) as made:
+def server(kind: str, tmp_path: Path, leak_check: None) -> Iterator[Daemon]:
+    path = ""
+    if kind != "carrel":
+        directory = tmp_path / "bin"
+        directory.mkdir()
+        path = path_with(kind, directory)
+    with daemon(path=path) as made:
+        made.runtime = CARREL if kind == "carrel" else RUNC
         yield made
         asyncio.run(_remove_all(made))
 
@@ -87,11 +92,11 @@ def spec(*arguments: str, name: str) -> dict[str, Any]:
     }
 
 
-async def create(clients: Clients, name: str, rootfs: Path, *arguments: str,
-                 runtime: str = RUNC, output: str = "") -> int:
+async def create(server: Daemon, clients: Clients, name: str, rootfs: Path, *arguments: str,
+                 output: str = "") -> int:
     await clients.containers.Create(containers_pb2.CreateContainerRequest(
         container=containers_pb2.Container(
-            id=name, runtime=containers_pb2.Container.Runtime(name=runtime),
+            id=name, runtime=containers_pb2.Container.Runtime(name=server.runtime),
             spec=AnyMessage(type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec",
                             value=json.dumps(spec(*arguments, name=name)).encode()))))
     answer = await clients.tasks.Create(tasks_pb2.CreateTaskRequest(
@@ -151,7 +156,7 @@ def bundles(server: Daemon) -> list[str]:
 async def test_life_of_a_task(server: Daemon, rootfs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     async with server.clients() as clients, events(clients) as seen:
-        pid = await create(clients, "c", rootfs, "sh", "-c", "echo hello; exit 7",
+        pid = await create(server, clients, "c", rootfs, "sh", "-c", "echo hello; exit 7",
                            output=f"file://{out}")
         assert (await state(clients, "c")).status == task_pb2.CREATED
         assert bundles(server) == ["c"]
@@ -178,7 +183,7 @@ async def test_life_of_a_task(server: Daemon, rootfs: Path, tmp_path: Path) -> N
 async def test_exec_pause_kill_metrics(server: Daemon, rootfs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     async with server.clients() as clients:
-        pid = await create(clients, "c", rootfs, "sleep", "100")
+        pid = await create(server, clients, "c", rootfs, "sleep", "100")
         await start(clients, "c")
         process = spec("sh", "-c", "echo exec; exit 3", name="c")["process"]
         await clients.tasks.Exec(tasks_pb2.ExecProcessRequest(
@@ -216,12 +221,12 @@ async def test_failed_create_leaves_nothing(server: Daemon, rootfs: Path) -> Non
     (rootfs / "bin" / "busybox").unlink()
     async with server.clients() as clients:
         with pytest.raises(errdefs.CarrelError, match="busybox"):
-            await create(clients, "c", rootfs, "true")
+            await create(server, clients, "c", rootfs, "true")
         assert bundles(server) == []
         # the same id can be used at once
         shutil.copy("/bin/busybox", rootfs / "bin")
         await clients.containers.Delete(containers_pb2.DeleteContainerRequest(id="c"))
-        await create(clients, "c", rootfs, "true")
+        await create(server, clients, "c", rootfs, "true")
         await start(clients, "c")
         await eventually(lambda: stopped(clients, "c"))
         assert await remove(clients, "c") == 0
@@ -230,9 +235,9 @@ async def test_failed_create_leaves_nothing(server: Daemon, rootfs: Path) -> Non
 async def test_crash_of_the_daemon(server: Daemon, rootfs: Path) -> None:
     """kill -9: containers run on, are found again, and what ended meanwhile is known."""
     async with server.clients() as clients:
-        runs = await create(clients, "runs", rootfs, "sleep", "100")
+        runs = await create(server, clients, "runs", rootfs, "sleep", "100")
         await start(clients, "runs")
-        await create(clients, "ends", rootfs, "sh", "-c", "sleep 0.4; exit 5")
+        await create(server, clients, "ends", rootfs, "sh", "-c", "sleep 0.4; exit 5")
         await start(clients, "ends")
     server.kill()
     time.sleep(0.6)
@@ -252,7 +257,7 @@ async def test_crash_of_the_daemon(server: Daemon, rootfs: Path) -> None:
 
 async def test_clean_stop_leaves_containers_running(server: Daemon, rootfs: Path) -> None:
     async with server.clients() as clients:
-        pid = await create(clients, "c", rootfs, "sleep", "100")
+        pid = await create(server, clients, "c", rootfs, "sleep", "100")
         await start(clients, "c")
     assert server.stop() == 0
     assert not os.path.exists(server.address)
@@ -285,7 +290,7 @@ def shim_of(pid: int) -> int:
 
 async def test_death_of_a_shim(server: Daemon, rootfs: Path) -> None:
     async with server.clients() as clients, events(clients) as seen:
-        pid = await create(clients, "c", rootfs, "sleep", "100")
+        pid = await create(server, clients, "c", rootfs, "sleep", "100")
         await start(clients, "c")
         waiting = asyncio.ensure_future(clients.tasks.Wait(
             tasks_pb2.WaitRequest(container_id="c")))
@@ -307,7 +312,7 @@ async def test_death_of_a_shim(server: Daemon, rootfs: Path) -> None:
 
 async def test_shim_died_while_the_daemon_was_away(server: Daemon, rootfs: Path) -> None:
     async with server.clients() as clients:
-        pid = await create(clients, "c", rootfs, "sleep", "100")
+        pid = await create(server, clients, "c", rootfs, "sleep", "100")
         await start(clients, "c")
     server.kill()
     os.kill(shim_of(pid), signal.SIGKILL)
@@ -322,9 +327,9 @@ async def test_shim_died_while_the_daemon_was_away(server: Daemon, rootfs: Path)
 
 async def test_a_shim_that_hangs_holds_nobody_up(server: Daemon, rootfs: Path) -> None:
     async with server.clients() as clients:
-        pid = await create(clients, "hangs", rootfs, "sleep", "100")
+        pid = await create(server, clients, "hangs", rootfs, "sleep", "100")
         await start(clients, "hangs")
-        await create(clients, "fine", rootfs, "sleep", "100")
+        await create(server, clients, "fine", rootfs, "sleep", "100")
         await start(clients, "fine")
         shim = shim_of(pid)
         os.kill(shim, signal.SIGSTOP)
@@ -340,14 +345,14 @@ async def test_a_shim_that_hangs_holds_nobody_up(server: Daemon, rootfs: Path) -
             os.kill(shim, signal.SIGCONT)
         for name in ("hangs", "fine"):
             await kill(clients, name)
-            await eventually(lambda n=name: stopped(clients, n))
+            await eventually(functools.partial(stopped, clients, name))
             await remove(clients, name)
 
 
 async def test_many_at_once(server: Daemon, rootfs: Path) -> None:
     async with server.clients() as clients:
         async def one(name: str) -> int:
-            await create(clients, name, rootfs, "sh", "-c", f"exit {int(name[1:])}")
+            await create(server, clients, name, rootfs, "sh", "-c", f"exit {int(name[1:])}")
             waiting = asyncio.ensure_future(clients.tasks.Wait(
                 tasks_pb2.WaitRequest(container_id=name)))
             await start(clients, name)
