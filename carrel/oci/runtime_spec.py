@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 VERSION = "1.2.0"
 #: idmapped mounts (said by `features`)
-IDMAP_BUILT = False
+IDMAP_BUILT = True
 
 
 def check(spec: dict[str, Any]) -> None:

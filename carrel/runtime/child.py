@@ -127,7 +127,7 @@ def _prepare(child: Child, report: Report) -> None:
     _place_stdio(child)
     record.current_step = "descriptors"
     close_all_but(kernel, [report.fd, view.null_fd, child.fifo_fd, *child.keep_fds,
-                           *(fd for fd, _, _ in child.joins), *view.source_trees.values()],
+                           *(fd for fd, _, _ in child.joins)],
                   child.preserve_fds)
     kernel.prctl(syscalls.PR_SET_DUMPABLE, 0)
     sys.path.clear()

@@ -63,7 +63,8 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
     all_hooks = spec.get("hooks") or {}
     first, second = planner.plan_mounts(spec, view, maker.rootfs, rootfs_mounts,
                                         maker.launch.cgroup.mounts,
-                                        no_pivot=maker.settings.no_pivot)
+                                        no_pivot=maker.settings.no_pivot,
+                                        map_fds=maker.map_fds)
     plan = child.before
     if not maker.settings.no_new_keyring:
         plan.append(identity.JoinKeyring(f"_ses.{maker.launch.id}"))

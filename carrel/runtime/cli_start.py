@@ -234,7 +234,7 @@ def _exec(given: Parsed, found: containers.Container, detached: bool) -> int:
 
 def _process(given: Parsed, found: containers.Container) -> dict[str, object]:
     if given.text("process"):
-        raw = state.read(given.text("process"))
+        raw = state.read(given.text("process"), follow=True)
         process = json.loads(raw, given.text("process"))
         if not isinstance(process, dict):
             raise InvalidParameter("process.json is not an object")

@@ -59,7 +59,7 @@ def run_update(context: Context, given: Parsed) -> int:
 
 
 def _from_file(path: str) -> dict[str, Any]:
-    raw = sys.stdin.buffer.read(json.LIMIT + 1) if path == "-" else state.read(path)
+    raw = sys.stdin.buffer.read(json.LIMIT + 1) if path == "-" else state.read(path, follow=True)
     found = json.loads(raw, path)
     if not isinstance(found, dict):
         raise InvalidParameter(f"{path} is not an object")

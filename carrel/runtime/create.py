@@ -6,11 +6,11 @@ import os
 import time
 
 from carrel.errdefs import InvalidParameter, NotImplementedYet
-from carrel.kernel import cgroup, syscalls
+from carrel.kernel import cgroup, syscalls, terminal
 from carrel.kernel.plan import Operation
 from carrel.kernel.plan import run as run_plan
 from carrel.oci import json, runtime_spec
-from carrel.runtime import errors, hooks, inside, launch, planner, report, state
+from carrel.runtime import errors, hooks, inside, launch, options, planner, report, sources, state
 from carrel.runtime.child import Child, interpreter
 from carrel.runtime.container import Container
 from carrel.runtime.view import View
@@ -41,7 +41,7 @@ def load_spec(bundle: str) -> tuple[Spec, bytes]:
     """(config.json, its bytes)"""
     path = f"{bundle}/config.json"
     try:
-        raw = state.read(path)
+        raw = state.read(path, follow=True)
     except FileNotFoundError:
         raise InvalidParameter(f"JSON specification file {path} not found") from None
     found = json.loads(raw, path)
@@ -84,8 +84,8 @@ def create(id: str, bundle: str, root: str, *, spec: Spec | None = None,
 class Maker:
     """One creation: planning, and the conversation with the child."""
 
-    __slots__ = ("bundle", "child", "console", "descriptors", "kernel", "launch", "rootfs",
-                 "settings", "spaces", "spec", "view")
+    __slots__ = ("bundle", "child", "console", "descriptors", "helper", "kernel", "launch",
+                 "map_fds", "rootfs", "settings", "spaces", "spec", "view")
 
     def __init__(self, spec: Spec, bundle: str, start: launch.Launch, settings: Settings,
                  kernel: Any) -> None:
@@ -99,6 +99,9 @@ class Maker:
         self.child = Child(self.view, kernel)
         self.console = -1
         self.descriptors: list[int] = []
+        self.helper: sources.Helper | None = None
+        #: index in ``mounts`` -> user namespace with the id maps of that mount
+        self.map_fds: dict[int, int] = {}
         root = (spec.get("root") or {}).get("path") or "rootfs"
         self.rootfs = os.path.realpath(os.path.join(self.bundle, root))
 
@@ -127,13 +130,14 @@ class Maker:
             (size["height"], size["width"]) if size else None)
         fill_process(child, process)
         self._plan_namespaces(linux)
+        self._plan_maps()
         self._plan_child(process, rootfs_mounts)
         interpreter()
         inside.kcore_exists()
         return [
             launch.MakeStateFolder(start, raw),
             launch.MakeCgroup(start, linux.get("resources")),
-            launch.MakeFifo(start, self._container_root()),
+            launch.MakeFifo(start),
             KeepCgroupDescriptors(start),
             launch.StartProcess(start, self.spaces.at_clone),
         ]
@@ -142,13 +146,6 @@ class Maker:
         """A descriptor that the child gets, and that we close in the end."""
         self.descriptors.append(fd)
         return fd
-
-    def _container_root(self) -> tuple[int, int]:
-        """The host's ids of the container's root user."""
-        if not self.spaces.made & syscalls.CLONE_NEWUSER:
-            return 0, 0
-        linux = self.spec.get("linux") or {}
-        return (_host_id(linux.get("uidMappings"), 0), _host_id(linux.get("gidMappings"), 0))
 
     def _plan_namespaces(self, linux: Spec) -> None:
         spaces, child = self.spaces, self.child
@@ -168,6 +165,33 @@ class Maker:
         else:
             child.unshare_flags |= after
         child.wait_for_maps = bool(spaces.made & syscalls.CLONE_NEWUSER)
+
+    def _plan_maps(self) -> None:
+        """Bind sources are opened for a child in a user namespace; mounts with id
+        maps get theirs from a namespace made for that."""
+        self.view.foreign_sources = self.spaces.has("user") and self.spaces.has("mount")
+        for index, entry in enumerate(self.spec.get("mounts") or ()):
+            rows = entry.get("uidMappings"), entry.get("gidMappings")
+            if rows[0] or rows[1]:
+                fd = sources.map_namespace(self.kernel, rows[0] or [], rows[1] or [])
+                self.map_fds[index] = self._keep(fd)
+        self.child.keep_fds = list(self.map_fds.values())
+
+    def _open_source(self, index: int) -> int:
+        """For the child: the source of one of its mounts, as a detached mount."""
+        entry = self.spec["mounts"][index]
+        parsed = options.parse(entry.get("options") or ())
+        map_fd = self.map_fds.get(index, -1)
+        if map_fd < 0 and parsed.idmap:  # the container's own map is meant
+            map_fd = self._keep(os.open(f"/proc/{self.launch.pid}/ns/user",
+                                        os.O_RDONLY | os.O_CLOEXEC))
+            self.map_fds[index] = map_fd
+            self._close_helper()  # a new one has the descriptor
+        if self.helper is None:
+            self.helper = sources.Helper(self.kernel, self.launch.pidfd,
+                                         list(self.map_fds.values()))
+        return self.helper.open_tree(entry.get("source") or "", parsed.bind == "rbind", map_fd,
+                                     parsed.idmap == "ridmap")
 
     def _plan_child(self, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
         from carrel.runtime import childplan
@@ -196,6 +220,8 @@ class Maker:
                 start.socket.send(b"G")
             elif kind == b"P":
                 self._replaced(int(packet[1:]))
+            elif kind == b"S":
+                self._answer_source(int(packet[1:]))
             elif kind == b"I":
                 start.socket.send(b"G%d" % start.pid)
             elif kind == b"H":
@@ -210,6 +236,16 @@ class Maker:
             else:
                 raise self._vanished()
         return self._made()
+
+    def _answer_source(self, index: int) -> None:
+        assert self.launch.socket is not None
+        try:
+            tree = self._open_source(index)
+        except OSError as error:
+            self.launch.socket.send(report.pack_error(error, "mounts"))
+            return
+        terminal.send_descriptors(self.launch.socket, b"G", [tree])
+        os.close(tree)
 
     def _replaced(self, pid: int) -> None:
         """The child made another with CLONE_PARENT, which takes its place."""
@@ -289,7 +325,13 @@ class Maker:
     def _hand_over_listener(self, fd: int) -> None:
         raise NotImplementedYet("seccomp notify listener is not built yet")
 
+    def _close_helper(self) -> None:
+        if self.helper is not None:
+            self.helper.close()
+            self.helper = None
+
     def close(self) -> None:
+        self._close_helper()
         for fd in self.descriptors:
             os.close(fd)
         self.descriptors.clear()
@@ -311,8 +353,8 @@ class KeepCgroupDescriptors(Operation):
 
     def execute(self, kernel: Any) -> None:
         assert self.launch.child is not None
-        self.launch.child.keep_fds = [fd for g in self.launch.cgroup.groups
-                                      for fd in (g.procs_fd, g.fd) if fd >= 0]
+        self.launch.child.keep_fds += [fd for g in self.launch.cgroup.groups
+                                       for fd in (g.procs_fd, g.fd) if fd >= 0]
 
 
 def fill_process(child: Child, process: Spec) -> None:
@@ -327,13 +369,6 @@ def fill_process(child: Child, process: Spec) -> None:
         found.pop(name, None)
         found[name] = entry
     child.env = [os.fsencode(e) for e in found.values()]
-
-
-def _host_id(mappings: list[Spec] | None, inner: int) -> int:
-    for row in mappings or ():
-        if row["containerID"] <= inner < row["containerID"] + row["size"]:
-            return int(row["hostID"]) + inner - int(row["containerID"])
-    raise InvalidParameter(f"id {inner} of the container is not mapped")
 
 
 def _now() -> str:

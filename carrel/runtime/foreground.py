@@ -25,7 +25,7 @@ _NOT_FORWARDED = {9, 19, _SIGCHLD, _SIGURG, 13, 11, 7, 8, 4, 6, 5, 31, 18, 20, 2
 class Foreground:
     """Signals are read from a pipe that the interpreter's handler feeds."""
 
-    __slots__ = ("_console", "_saved", "_stdin_open", "_wake", "_wake_write")
+    __slots__ = ("_console", "_own", "_saved", "_stdin_open", "_wake", "_wake_write")
 
     def __init__(self) -> None:
         self._wake, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -37,6 +37,7 @@ class Foreground:
                 except (OSError, ValueError):
                     continue
         self._console = -1
+        self._own = -1
         self._saved: list[Any] | None = None
         self._stdin_open = True
 
@@ -46,8 +47,12 @@ class Foreground:
     # --- terminal ---------------------------------------------------------------
     def prepare_terminal(self) -> None:
         """Before anything is made: without a terminal here there is none to lend."""
-        if not any(os.isatty(fd) for fd in (0, 1, 2)):
-            raise InvalidParameter("provided file is not a console")
+        self._own = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
+        if self._own < 0:
+            try:
+                self._own = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+            except OSError:
+                raise InvalidParameter("provided file is not a console") from None
 
     def use_terminal(self, console: int) -> None:
         """Our own terminal becomes a raw pipe to the container's."""
@@ -57,7 +62,7 @@ class Foreground:
         modes = termios.tcgetattr(console)
         modes[1] &= ~termios.ONLCR
         _set_modes(console, modes)
-        own = next((fd for fd in (0, 1, 2) if os.isatty(fd)), -1)
+        own = self._own
         if own >= 0:
             terminal.set_size(console, *terminal.size(own))
             self._saved = [own, termios.tcgetattr(own)]

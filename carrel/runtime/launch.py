@@ -50,12 +50,12 @@ class MakeStateFolder(Operation):
 
     def execute(self, kernel: Any) -> None:
         try:
-            kernel.mkdir(self.launch.folder, 0o711)
+            kernel.mkdir(self.launch.folder, 0o700)
         except FileExistsError:
             raise AlreadyExists("container with given ID already exists") from None
         except FileNotFoundError:
             os.makedirs(self.launch.root, mode=0o711, exist_ok=True)
-            kernel.mkdir(self.launch.folder, 0o711)
+            kernel.mkdir(self.launch.folder, 0o700)
         try:
             state.write(self.launch.folder, state.CONFIG, self.config)
         except BaseException:
@@ -92,22 +92,23 @@ class MakeCgroup(Operation):
 class MakeFifo(Operation):
     """The fifo that holds the process back until ``start``."""
 
-    __slots__ = ("launch", "owner")
+    __slots__ = ("launch",)
     step = "state"
 
-    def __init__(self, launch: Launch, owner: tuple[int, int]) -> None:
-        self.launch, self.owner = launch, owner
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
 
     def describe(self) -> str:
         return f"make {self.launch.fifo_path}"
 
     def execute(self, kernel: Any) -> None:
+        # Open to a user namespace's root, which is somebody else to the file
+        # system, but in a folder that only we can enter.
         kernel.mkfifo(self.launch.fifo_path, 0o600)
+        os.chmod(self.launch.fifo_path, 0o622)
         assert self.launch.child is not None
         fd = os.open(self.launch.fifo_path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
         self.launch.child.fifo_fd = fd
-        if self.owner != (0, 0):
-            os.chown(self.launch.fifo_path, *self.owner)
 
     def undo(self, kernel: Any) -> None:
         _unlink(self.launch.fifo_path)

@@ -140,11 +140,11 @@ class Mount(MountOperation):
         return f"mount {self.fstype} on {self.destination}"
 
     def execute(self, kernel: Any) -> None:
-        target = self._target(kernel)
+        target, existed = self._target(kernel)
         data = list(self.options.data)
         attributes = self.options.attr_set
-        if self.fstype == "tmpfs" and self.options.value("mode") is None:
-            data.append(f"mode={self._existing_mode(target):o}")
+        if self.fstype == "tmpfs" and self.options.value("mode") is None and existed:
+            data.append(f"mode={os.fstat(target).st_mode & 0o7777:o}")
         if self.read_only_late:
             attributes &= ~syscalls.MOUNT_ATTR_RDONLY
         tree = new_filesystem(kernel, self.fstype, self.source, data, self.options.superblock,
@@ -162,15 +162,18 @@ class Mount(MountOperation):
         elif tree != self.view.dev_fd:
             kernel.close(tree)
 
-    def _target(self, kernel: Any) -> int:
-        if self.fstype in ("proc", "sysfs") and paths.is_symlink(self.view.root_fd,
-                                                                  self.destination):
+    def _target(self, kernel: Any) -> tuple[int, bool]:
+        """(the directory to mount on, whether it was there already)"""
+        root = self.view.root_fd
+        if self.fstype in ("proc", "sysfs") and paths.is_symlink(root, self.destination):
             raise OSError(EINVAL, f'filesystem "{self.fstype}" must be mounted on ordinary '
                                   f"directory", self.destination)
-        return paths.make_directory(kernel, self.view.root_fd, self.destination)
-
-    def _existing_mode(self, target: int) -> int:
-        return os.fstat(target).st_mode & 0o7777
+        found = paths.find_in_root(kernel, root, self.destination)
+        if found >= 0 and S_ISDIR(os.fstat(found).st_mode):
+            return found, True
+        if found >= 0:
+            kernel.close(found)
+        return paths.make_directory(kernel, root, self.destination), False
 
     def shell(self) -> str:
         words = ",".join(self.options.data)
@@ -181,23 +184,30 @@ class Mount(MountOperation):
 class BindMount(MountOperation):
     """Bind a file or directory of the host into the container."""
 
-    __slots__ = ("index", "options", "source")
+    __slots__ = ("index", "map_fd", "options", "source")
 
     def __init__(self, view: View, destination: str, source: str, options: Options,
-                 index: int) -> None:
+                 index: int, map_fd: int = -1) -> None:
         super().__init__(view, destination)
         self.source, self.options, self.index = source, options, index
+        #: a user namespace whose id maps the mount shall have, or -1
+        self.map_fd = map_fd
 
     def describe(self) -> str:
         return f"bind {self.source} on {self.destination}"
 
     def execute(self, kernel: Any) -> None:
         options = self.options
-        tree = self.view.source_trees.get(self.index, -1)
-        if tree < 0:
+        if self.view.foreign_sources:
+            tree = self.view.report.ask_tree(self.index)
+        else:
             recursive = syscalls.AT_RECURSIVE if options.bind == "rbind" else 0
             tree = kernel.open_tree(syscalls.AT_FDCWD, self.source,
                                     syscalls.OPEN_TREE_CLONE | recursive)
+            if self.map_fd >= 0:
+                kernel.mount_setattr(
+                    tree, syscalls.AT_RECURSIVE if options.idmap == "ridmap" else 0,
+                    syscalls.MOUNT_ATTR_IDMAP, userns_fd=self.map_fd)
         if S_ISDIR(os.fstat(tree).st_mode):
             target = paths.make_directory(kernel, self.view.root_fd, self.destination)
         else:

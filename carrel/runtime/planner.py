@@ -66,7 +66,8 @@ class Namespaces:
 
 def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] | None,
                 cgroup_mounts: Callable[[], list[Spec]] | None, *,
-                no_pivot: bool = False) -> tuple[list[Operation], list[Operation]]:
+                no_pivot: bool = False, map_fds: dict[int, int] | None = None
+                ) -> tuple[list[Operation], list[Operation]]:
     """(before the host's hooks, after them): the container's file system."""
     linux = spec.get("linux") or {}
     spaces = Namespaces(spec)
@@ -85,7 +86,11 @@ def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] |
     first.append(mounts.OpenRootfs(view, rootfs, bind=own_mounts and not rootfs_mounts))
     entries = spec.get("mounts") or []
     for index, entry in enumerate(entries):
-        first.extend(plan_mount(view, entry, index, spaces, cgroup_mounts))
+        destination = entry["destination"]
+        if destination.startswith(rootfs + "/"):  # given as seen from the host: also accepted
+            entry = {**entry, "destination": destination[len(rootfs):]}
+        first.extend(plan_mount(view, entry, index, spaces, cgroup_mounts,
+                                (map_fds or {}).get(index, -1)))
     setup_dev = not any(_destination(e) == "/dev" and options.parse(
         e.get("options") or ()).bind for e in entries)
     if setup_dev and own_mounts:
@@ -118,7 +123,7 @@ def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] |
     if own_mounts:
         hidden.extend(mounts.ReadOnlyPath(view, p) for p in linux.get("readonlyPaths") or ())
         if linux.get("maskedPaths"):
-            hidden.append(mounts.MaskPaths(view, list(linux["maskedPaths"])))
+            hidden.append(mounts.MaskPaths(view, list(dict.fromkeys(linux["maskedPaths"]))))
     return first, after + names + hidden + read_only
 
 
@@ -160,7 +165,8 @@ def _mount_flags(names: list[str] | tuple[str, ...]) -> tuple[int, str]:
 
 
 def plan_mount(view: View, entry: Spec, index: int, spaces: Namespaces,
-               cgroup_mounts: Callable[[], list[Spec]] | None) -> list[Operation]:
+               cgroup_mounts: Callable[[], list[Spec]] | None, map_fd: int = -1
+               ) -> list[Operation]:
     """The operation(s) for one entry of ``mounts``."""
     destination = entry["destination"]
     if not destination.startswith("/"):
@@ -168,7 +174,8 @@ def plan_mount(view: View, entry: Spec, index: int, spaces: Namespaces,
     parsed = options.parse(entry.get("options") or ())
     kind = entry.get("type") or ""
     if parsed.bind or kind == "bind":
-        return [mounts.BindMount(view, destination, entry.get("source") or "", parsed, index)]
+        return [mounts.BindMount(view, destination, entry.get("source") or "", parsed, index,
+                                 map_fd)]
     if kind in ("cgroup", "cgroup2"):
         from carrel.runtime import cgroupfs
         return cgroupfs.plan(view, destination, parsed, cgroup_mounts,

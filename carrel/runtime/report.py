@@ -5,11 +5,13 @@
                       M                                          write the id maps
                       O offsets                                  write the time offsets
                       P pid                                      that one takes my place
+                      S index                                    open a bind source for me
                       I                                          what is my pid?
                       T   (+ one descriptor)                     the terminal's master
                       N   (+ one descriptor)                     the seccomp notify descriptor
                       R                                          ready, waiting for start
     parent -> child   G [pid]                                    go on
+                  G (+ one descriptor), or E ...             the answer to S
 
 After ``R`` the parent may go away (another process will call start).  From then
 on the child reports through the exec fifo: ``0`` when it was let go, then
@@ -55,6 +57,17 @@ class Report:
         if answer[:1] != b"G":
             os._exit(1)
         self.answer = answer[1:]
+
+    def ask_tree(self, index: int) -> int:
+        """The mount that is the source of ``mounts[index]``."""
+        self.socket.send(b"S%d" % index)
+        packet, fds = receive(self.socket)
+        if packet[:1] == b"E":
+            number, _, text, name = unpack_error(packet)
+            raise OSError(number, text, name)
+        if not fds:
+            os._exit(1)
+        return fds[0]
 
     def send_terminal(self, master: int) -> None:
         terminal.send_descriptors(self.socket, b"T", [master])

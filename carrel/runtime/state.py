@@ -51,8 +51,9 @@ def write(folder: str, name: str, data: bytes) -> None:
     os.rename(temporary, f"{folder}/{name}")
 
 
-def read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def read(path: str, *, follow: bool = False) -> bytes:
+    """``follow``: for a path that the caller typed, which may be a link."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     try:
         parts = []
         size = 0

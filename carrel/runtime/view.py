@@ -20,8 +20,8 @@ class View:
     ``dev_fd``   the container's /dev, or -1 when it is not ours to fill
     """
 
-    __slots__ = ("console_size", "dev_fd", "in_directory", "late_read_only", "null_fd",
-                 "proc_fd", "report", "root_fd", "source_trees", "terminal_fd")
+    __slots__ = ("console_size", "dev_fd", "foreign_sources", "in_directory", "late_read_only",
+                 "null_fd", "proc_fd", "report", "root_fd", "terminal_fd")
 
     def __init__(self) -> None:
         self.root_fd = -1
@@ -33,8 +33,8 @@ class View:
         self.late_read_only: list[tuple[int, str]] = []
         #: the working directory was reached already
         self.in_directory = False
-        #: mounts opened for us by the parent (user namespaces): index -> fd
-        self.source_trees: dict[int, int] = {}
+        #: bind sources are opened by the parent's helper (user namespaces)
+        self.foreign_sources = False
         self.report: Any = None
 
 
