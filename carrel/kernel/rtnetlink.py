@@ -35,6 +35,7 @@ IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_PROTINFO, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 12, 18, 26, 28
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_IFALIAS = 31, 32, 20
+IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
@@ -298,7 +299,8 @@ def links(socket: Socket) -> list[Link]:
 
 def link(socket: Socket, name: str) -> Link:
     """One link by name; ENODEV (as OSError with the name) where there is none."""
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + string(IFLA_IFNAME, name)
+    body = (_IFINFO.pack(0, 0, 0, 0, 0) + string(IFLA_IFNAME, name)
+            + u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS))
     ask = Message(RTM_GETLINK, netlink.NLM_F_ACK, body, f"link get {name}", name)
     return Link(socket.ask(ask)[1])
 

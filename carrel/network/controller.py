@@ -358,8 +358,9 @@ def _make_ready(kernel: Kernel, network: Network | None) -> Ready:
         name = bridge.host_ifname(mac, network.id)
         operations.make_pair(kernel, inside, operations.Interface(
             ifname="eth0", host_ifname=name, bridge=network.bridge, mac=mac, mtu=network.mtu))
-        inside.route.request([rtnetlink.set_link(0, ifname="eth0", up=True)])
+        index = rtnetlink.link(inside.route, "eth0").index
+        inside.route.request([rtnetlink.set_link(index, ifname="eth0", up=True)])
     except BaseException:
         inside.close()
         raise
-    return Ready(inside, name)
+    return Ready(inside, name, index)

@@ -17,7 +17,7 @@ _QR, _TC, _RD, _RA = 0x8000, 0x0200, 0x0100, 0x0080
 _OPCODE = 0x7800
 _HEADER = Struct(">HHHHHH")
 _TYPES = Struct(">HH")
-_RECORD = Struct(">HHHIH")
+_RECORD = Struct(">HHIH")
 _OPT = Struct(">BHHIH")
 #: what fits into a datagram when the client says nothing
 PLAIN_SIZE = 512

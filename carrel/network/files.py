@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable
 
 import msgspec
@@ -83,8 +84,27 @@ def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.split("%", 1)[0]).is_loopback
 
 
+_cached: tuple[tuple[object, ...], Resolver] | None = None
+
+
 def host_resolver() -> Resolver:
-    """The host's resolver settings, with the servers that systemd-resolved really asks."""
+    """The host's resolver settings of this moment; read again when a file has changed."""
+    global _cached
+    marks: list[object] = []
+    for path in (HOST_RESOLV_CONF, SYSTEMD_RESOLV_CONF):
+        try:
+            found = os.stat(path)
+            marks += [found.st_mtime_ns, found.st_ino, found.st_size]
+        except OSError:
+            marks.append(None)
+    key = tuple(marks)
+    if _cached is None or _cached[0] != key:
+        _cached = (key, _read_host_resolver())
+    return _cached[1]
+
+
+def _read_host_resolver() -> Resolver:
+    """With the servers that systemd-resolved really asks."""
     found = parse_resolv_conf(_read(HOST_RESOLV_CONF))
     if found.nameservers == ("127.0.0.53",):
         behind = parse_resolv_conf(_read(SYSTEMD_RESOLV_CONF))

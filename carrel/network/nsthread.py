@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from carrel import errdefs
-from carrel.kernel import netlink, netns, nftables
+from carrel.kernel import netlink, netns, nftables, rtnetlink
 
 T = TypeVar("T")
 _Job = tuple[Callable[["Kernel"], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
@@ -40,10 +40,18 @@ class Kernel:
         self.route = netlink.Socket()
         self.nft = nftables.open_socket()
         self.ruleset = nftables.Ruleset()
+        self._indices: dict[str, int] = {}
         #: br_netfilter shows bridged packets to the inet rules (another engine wants that)
         self.bridge_filter = False
         #: namespace path -> what a plan that is being executed has opened of it
         self.inside: dict[str, Inside] = {}
+
+    def index(self, name: str, *, fresh: bool = False) -> int:
+        """The index of an interface of the host (bridges seldom come and go: remembered)."""
+        known = None if fresh else self._indices.get(name)
+        if known is None:
+            known = self._indices[name] = rtnetlink.link(self.route, name).index
+        return known
 
     @contextlib.contextmanager
     def entered(self, fd: int) -> Iterator[None]:

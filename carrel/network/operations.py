@@ -132,8 +132,8 @@ class AddInterface(Operation):
     __slots__ = ("interface", "path", "pooled")
     step = STEP
 
-    def __init__(self, path: str, interface: Interface, *, pooled: bool = False) -> None:
-        """``pooled``: the pair came with the namespace and is up; only the rest is to do."""
+    def __init__(self, path: str, interface: Interface, *, pooled: int = 0) -> None:
+        """``pooled``: the index of the interface that came with the namespace, up already."""
         self.path = path
         self.interface = interface
         self.pooled = pooled
@@ -156,7 +156,7 @@ class AddInterface(Operation):
 
     def _configure(self, inside: Inside) -> None:
         i = self.interface
-        index = rtnetlink.link(inside.route, i.ifname).index
+        index = self.pooled or rtnetlink.link(inside.route, i.ifname).index
         messages = []
         if self.pooled:
             messages.append(rtnetlink.set_link(index, ifname=i.ifname, mac=i.mac))
@@ -182,12 +182,13 @@ class AddInterface(Operation):
 
 def make_pair(kernel: Kernel, inside: Inside, i: Interface) -> None:
     """The pair: the host's end on the bridge and up, the other born in the namespace."""
-    master = rtnetlink.link(kernel.route, i.bridge).index
-    kernel.route.request([
-        rtnetlink.add_veth(i.host_ifname, i.ifname, inside.fd, peer_mac=i.mac, mtu=i.mtu,
-                           master=master, up=False),
-        # a port of a bridge needs no link-local address, nor the work of announcing one
-        rtnetlink.set_link(0, ifname=i.host_ifname, up=True, v6_link_local=False)])
+    try:
+        _request_pair(kernel, inside, i, kernel.index(i.bridge))
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        # the bridge was deleted and made anew by hand: its index is another one
+        _request_pair(kernel, inside, i, kernel.index(i.bridge, fresh=True))
     try:
         # With br_netfilter the rules see bridged packets: they do the isolation, and a
         # container's way to its own published port never leaves the bridge.
@@ -202,6 +203,20 @@ def make_pair(kernel: Kernel, inside: Inside, i: Interface) -> None:
     except BaseException:
         with contextlib.suppress(OSError):
             kernel.route.request([rtnetlink.delete_link(ifname=i.host_ifname)])
+        raise
+
+
+def _request_pair(kernel: Kernel, inside: Inside, i: Interface, master: int) -> None:
+    try:
+        kernel.route.request([
+            rtnetlink.add_veth(i.host_ifname, i.ifname, inside.fd, peer_mac=i.mac, mtu=i.mtu,
+                               master=master, up=False),
+            # a port of a bridge needs no link-local address, nor the work of announcing one
+            rtnetlink.set_link(0, ifname=i.host_ifname, up=True, v6_link_local=False)])
+    except OSError as error:
+        if error.errno != errno.EEXIST:  # what has that name is not ours
+            with contextlib.suppress(OSError):
+                kernel.route.request([rtnetlink.delete_link(ifname=i.host_ifname)])
         raise
 
 

@@ -14,11 +14,13 @@ class Ready:
     """A namespace with its loopback up and, where ``host_ifname`` says so, eth0 on the default
     bridge: up, without an address."""
 
-    __slots__ = ("host_ifname", "inside")
+    __slots__ = ("host_ifname", "index", "inside")
 
-    def __init__(self, inside: Inside, host_ifname: str = "") -> None:
+    def __init__(self, inside: Inside, host_ifname: str = "", index: int = 0) -> None:
+        """``index``: of eth0 in the namespace."""
         self.inside = inside
         self.host_ifname = host_ifname
+        self.index = index
 
 
 class Pool:

@@ -73,6 +73,7 @@ table inet {table} {{
   }}
   chain output {{
     type nat hook output priority -100; policy accept;
+    ip6 daddr ::1 accept comment "cannot leave the loopback: the relay serves it"
     fib daddr type local jump publish
   }}
   chain leave {{

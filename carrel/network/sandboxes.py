@@ -38,6 +38,8 @@ from carrel.network.resolver import Resolver
 from carrel.network.zone import Zone
 
 _encode = msgspec.json.Encoder().encode
+#: seconds after a start until the relays of its ports are set up
+_RELAY_AFTER = 0.02
 _Sockets = tuple[socket.socket, socket.socket] | None
 
 
@@ -197,11 +199,11 @@ class Sandboxes:
         path = sandbox.netns_path
         through = endpoints.gateways(sandbox.endpoints.values(), networks)
         work: list[Operation] = [operations.MakeNamespace(path, ready)]
-        pooled = ready is not None and bool(ready.host_ifname)
+        pooled = ready.index if ready is not None else 0
         for ident, endpoint in sandbox.endpoints.items():
             shape = endpoints.interface(endpoint, networks[ident], through.get(endpoint.id, ()))
             work.append(operations.AddInterface(path, shape, pooled=pooled))
-            pooled = False
+            pooled = 0
         if endpoints.has_resolver(networks.values()):
             work.append(operations.OpenResolver(path))
         if live.published:
@@ -265,9 +267,14 @@ class Sandboxes:
         self.live[sandbox.id] = live
         for endpoint in sandbox.endpoints.values():
             self.zone.add(endpoint)
-        self._serve_ports(live)
+        if live.reserved:  # not on the path of a start: the kernel queues what comes earlier
+            asyncio.get_running_loop().call_later(_RELAY_AFTER, self._serve_later, live)
         if sockets is not None:
             self._serve_resolver(sandbox, sockets)
+
+    def _serve_later(self, live: Live) -> None:
+        if self.live.get(live.sandbox.id) is live and not live.relays:
+            self._serve_ports(live)
 
     def _serve_ports(self, live: Live) -> None:
         for relay in live.relays:

@@ -51,7 +51,7 @@ def spec(number: int, *networks: str | EndpointSpec, ports: tuple[PortBinding, .
     places = tuple(EndpointSpec(network=n) if isinstance(n, str) else n
                    for n in networks or ("bridge",))
     options.setdefault("name", f"box{number}")
-    return SandboxSpec(id=f"{number:064x}", endpoints=places, ports=ports, **options)
+    return SandboxSpec(id=f"{number:04x}" * 16, endpoints=places, ports=ports, **options)
 
 
 async def inside(path: str, *command: str, timeout: float = 10.0) -> tuple[int, str]:

@@ -1,0 +1,275 @@
+"""User-defined networks: names, connecting at run time, a daemon that dies and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from carrel import errdefs
+from carrel.network import resolver
+from carrel.network.api import AddressPool, Config, EndpointSpec, NetworkSpec, PortBinding
+from carrel.network.controller import Controller
+from tests.network.support import (
+    MemoryStore,
+    engine,
+    fetch,
+    fetch_here,
+    free_port,
+    inside,
+    server,
+    spec,
+)
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leak_check")]
+
+_RESOLVE = """
+import socket, struct, sys
+name, kind, tcp = sys.argv[1], int(sys.argv[2]), len(sys.argv) > 3
+q = struct.pack(">HHHHHH", 77, 0x100, 1, 0, 0, 0)
+q += b"".join(bytes([len(l)]) + l.encode() for l in name.split(".")) + b"\\0"
+q += struct.pack(">HH", kind, 1)
+s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
+s.settimeout(5)
+s.connect(("127.0.0.11", 53))
+if tcp:
+    s.sendall(struct.pack(">H", len(q)) + q); s.recv(2); d = s.recv(4096)
+else:
+    s.send(q); d = s.recv(4096)
+assert d[:2] == q[:2]
+print(d[3] & 15, d[2] >> 1 & 1, struct.unpack(">H", d[6:8])[0], d[len(q):].hex())
+"""
+
+
+async def resolve(path: str, name: str, kind: int = 1, *, tcp: bool = False
+                  ) -> tuple[int, int, int, str]:
+    """(code, truncated, number of answers, hexadecimal of the answers)."""
+    status, output = await inside(path, "/usr/bin/python3", "-c", _RESOLVE, name, str(kind),
+                                  *(("tcp",) if tcp else ()))
+    assert status == 0, output
+    code, truncated, count, data = (*output.split(), "")[:4]
+    return int(code), int(truncated), int(count), data
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    return str(tmp_path / "exec")
+
+
+async def test_names(root: str) -> None:
+    async with engine(root) as net:
+        network = await net.create_network(NetworkSpec(name="front"))
+        one = await net.create_sandbox(spec(1, "front", hostname="uno"))
+        two = await net.create_sandbox(spec(2, EndpointSpec(network="front", aliases=("db", "x"))))
+        three = await net.create_sandbox(spec(3, EndpointSpec(network="front", aliases=("db",))))
+        assert "nameserver 127.0.0.11\n" in one.resolv_conf
+        assert "options" in one.resolv_conf and "ndots:0" in one.resolv_conf
+        address = socket.inet_aton(two.endpoints[network.id].ipv4).hex()
+        for name in ("box2", "BOX2", "x", two.id[:12], "box2.front"):
+            code, _, count, data = await resolve(one.netns_path, name)
+            assert (code, count) == (0, 1) and data.endswith(address), name
+        assert (await resolve(one.netns_path, "uno"))[2] == 1
+        # several: all of them, in turn a different one first
+        orders = {(await resolve(one.netns_path, "db"))[3] for _ in range(4)}
+        assert len(orders) == 2
+        assert (await resolve(one.netns_path, "db"))[2] == 2
+        # a name that is known has no IPv6 address: that is an answer, not a question to others
+        assert (await resolve(one.netns_path, "box2", 28))[:3] == (0, 0, 0)
+        assert (await resolve(one.netns_path, "box2", tcp=True))[2] == 1
+        reverse = ".".join(reversed(two.endpoints[network.id].ipv4.split("."))) + ".in-addr.arpa"
+        assert bytes.fromhex((await resolve(one.netns_path, reverse, 12))[3]).endswith(
+            b"\4box2\5front\0")
+        net.rename(two.id, "renamed")
+        assert (await resolve(one.netns_path, "renamed"))[2] == 1
+        await net.remove_sandbox(three.id)
+        assert (await resolve(one.netns_path, "db"))[2] == 1
+        # a container may have port 53 for itself
+        async with server(one.netns_path, "own", 53, udp=True):
+            assert (await resolve(one.netns_path, "renamed"))[2] == 1
+
+
+@contextlib.asynccontextmanager
+async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[bytes]]:
+    """A name server on loopback that answers 192.0.2.7 to everything, over UDP truncated for
+    names that begin with "big"."""
+    seen: list[bytes] = []
+    loop = asyncio.get_running_loop()
+    tcp = socket.create_server(("127.0.0.1", 0))
+    port = tcp.getsockname()[1]
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    udp.bind(("127.0.0.1", port))
+
+    def reply(query: bytes, truncate: bool) -> bytes:
+        seen.append(query)
+        if query[13:17] == b"nope":
+            return query[:2] + b"\x81\x83" + query[4:]
+        if truncate and query[13:16] == b"big":
+            return query[:2] + b"\x83\x80" + query[4:]
+        return (query[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + query[12:]
+                + b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\xc0\0\2\7")
+
+    def on_udp() -> None:
+        data, client = udp.recvfrom(4096)
+        udp.sendto(b"\0\0" + reply(data, True)[2:], client)  # a forged id first: not believed
+        udp.sendto(reply(data, True), client)
+
+    async def on_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await reader.readexactly(2), "big")
+        answer = reply(await reader.readexactly(size), False)
+        writer.write(len(answer).to_bytes(2, "big") + answer)
+        await writer.drain()
+        writer.close()
+
+    loop.add_reader(udp, on_udp)
+    serving = await asyncio.start_server(on_tcp, sock=tcp)
+    monkeypatch.setattr(resolver, "_server_address",
+                        lambda server: (socket.AF_INET, ("127.0.0.1", port)))
+    try:
+        yield seen
+    finally:
+        loop.remove_reader(udp)
+        udp.close()
+        serving.close()
+
+
+async def test_other_names_are_asked_outside(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with engine(root, dns=("127.0.0.1",)) as net, upstream(monkeypatch) as seen:
+        await net.create_network(NetworkSpec(name="front"))
+        await net.create_network(NetworkSpec(name="island", internal=True))
+        box = await net.create_sandbox(spec(1, "front"))
+        lonely = await net.create_sandbox(spec(2, "island"))
+        code, _, count, data = await resolve(box.netns_path, "www.example.org")
+        assert (code, count) == (0, 1) and data.endswith("c0000207")
+        assert (await resolve(box.netns_path, "nope.example.org"))[0] == 3
+        assert (await resolve(box.netns_path, "big.example.org"))[1] == 1
+        assert (await resolve(box.netns_path, "big.example.org", tcp=True))[2] == 1
+        before = len(seen)
+        assert (await resolve(lonely.netns_path, "www.example.org"))[0] == 3
+        assert len(seen) == before  # an internal network does not leak questions
+
+
+async def test_connect_and_disconnect(root: str) -> None:
+    async with engine(root) as net:
+        front = await net.create_network(NetworkSpec(name="front"))
+        back = await net.create_network(NetworkSpec(name="back", pools=(
+            AddressPool(subnet="10.77.0.0/24", gateway="10.77.0.254"),)))
+        port = free_port()
+        box = await net.create_sandbox(spec(1, ports=(
+            PortBinding(container_port=80, host_port=port),)))
+        peer = await net.create_sandbox(spec(2, "back"))
+        place = await net.connect(box.id, "back", EndpointSpec(
+            network="back", ipv4="10.77.0.9", mac="02:00:00:00:00:09", aliases=("nine",)))
+        assert (place.ifname, place.ipv4) == ("eth1", "10.77.0.9")
+        _, output = await inside(box.netns_path, "ip", "address", "show", "eth1")
+        assert "10.77.0.9/24" in output and "02:00:00:00:00:09" in output
+        assert (await resolve(peer.netns_path, "nine"))[2] == 1
+        assert (await resolve(box.netns_path, "box2"))[2] == 1
+        _, routes = await inside(box.netns_path, "ip", "route")
+        # networks are asked in the order of their names: back is before bridge
+        assert "default via 10.77.0.254" in routes and routes.count("default") == 1
+        async with server(box.netns_path, "web"):
+            assert (await fetch_here("127.0.0.1", port)).startswith("web")
+            await net.disconnect(box.id, "back")
+            assert (await fetch_here("127.0.0.1", port)).startswith("web")
+            _, routes = await inside(box.netns_path, "ip", "route")
+            assert f"default via {net.network('bridge').pools[0].gateway}" in routes
+            await net.connect(box.id, front.id, EndpointSpec(network="front",
+                                                             gateway_priority=5))
+            await net.disconnect(box.id, "bridge")
+            assert (await fetch_here("127.0.0.1", port)).startswith("web")
+        with pytest.raises(errdefs.NotFound):
+            await net.disconnect(box.id, "back")
+        with pytest.raises(errdefs.Forbidden, match="has active endpoints"):
+            await net.remove_network("front")
+        assert [s.id for s, _ in net.on_network(back.id)] == [peer.id]
+
+
+async def test_creation_is_checked(root: str) -> None:
+    async with engine(root) as net:
+        await net.create_network(NetworkSpec(name="one", pools=(
+            AddressPool(subnet="10.5.0.0/24"),)))
+        for wrong, kind, text in (
+            (NetworkSpec(name="one"), errdefs.Conflict, "network with name one already exists"),
+            (NetworkSpec(name="host"), errdefs.Forbidden,
+             "operation is not permitted on predefined host network"),
+            (NetworkSpec(name="x", driver="macvlan"), errdefs.NotImplementedYet, "macvlan"),
+            (NetworkSpec(name="x", driver="weave"), errdefs.NotFound, "plugin not found"),
+            (NetworkSpec(name="x\n"), errdefs.InvalidParameter, "invalid network name"),
+            (NetworkSpec(name="x", pools=(AddressPool(subnet="10.5.0.128/25"),)),
+             errdefs.Forbidden, "Pool overlaps with other one on this address space"),
+            (NetworkSpec(name="x", pools=(AddressPool(subnet="10.6.0.0/24", gateway="1.2.3.4"),)),
+             errdefs.InvalidParameter, "parent subnet is 10.6.0.0/24"),
+            (NetworkSpec(name="x", options={"com.docker.network.bridge.gateway_mode_ipv4":
+                                            "routed"}), errdefs.NotImplementedYet, "gateway_mode"),
+        ):
+            with pytest.raises(kind, match=text):
+                await net.create_network(wrong)
+        with pytest.raises(errdefs.Forbidden, match="is a pre-defined network and cannot be remov"):
+            await net.remove_network("bridge")
+        with pytest.raises(errdefs.NotFound, match="network nope not found"):
+            await net.remove_network("nope")
+        assert len(net.networks()) == 4
+
+
+async def test_ipv6_network(root: str) -> None:
+    async with engine(root) as net:
+        network = await net.create_network(NetworkSpec(name="six", enable_ipv6=True, pools=(
+            AddressPool(subnet="fd00:77::/64"),)))
+        port = free_port()
+        box = await net.create_sandbox(spec(1, "six", ports=(
+            PortBinding(container_port=80, host_port=port),)))
+        peer = await net.create_sandbox(spec(2, "six"))
+        assert box.endpoints[network.id].ipv6 == "fd00:77::2"
+        async with server(box.netns_path, "web"):
+            assert (await fetch(peer.netns_path, "fd00:77::2", 80)).startswith("web")
+            assert (await fetch_here("::1", port)).startswith("web")
+        assert (await resolve(peer.netns_path, "box1", 28))[2] == 1
+
+
+async def test_daemon_dies_and_comes_back(root: str) -> None:
+    store = MemoryStore()
+    first = Controller(root, store, Config(pool_size=0))
+    await first.start()
+    await first.create_network(NetworkSpec(name="front"))
+    port = free_port()
+    kept = await first.create_sandbox(spec(1, "front", ports=(
+        PortBinding(container_port=80, host_port=port),)))
+    lost = await first.create_sandbox(spec(2, "front"))
+    # as by kill -9: its sockets and its threads are gone, the kernel's state is not
+    for live in list(first._sandboxes.live.values()):
+        first._sandboxes.forget(live)
+        first._sandboxes.ports.release(live.reserved)
+    first._thread.stop()
+    Path(f"{root}/netns/half-made").touch()
+    async with engine(root, store) as net, server(kept.netns_path, "web"):
+        # before anybody says which containers live, their ports work
+        assert (await fetch_here("127.0.0.1", port)).startswith("web")
+        found = await net.restore([kept.id])
+        assert set(found) == {kept.id} and found[kept.id].endpoints == kept.endpoints
+        assert (await fetch_here("127.0.0.1", port)).startswith("web")
+        assert (await resolve(kept.netns_path, "box1"))[2] == 1
+        assert os.listdir(f"{root}/netns") == [kept.key[:12]]
+        again = await net.create_sandbox(spec(3, "front"))
+        network = net.network("front")
+        assert again.endpoints[network.id].ipv4 == lost.endpoints[network.id].ipv4
+        with pytest.raises(errdefs.SystemFailure, match="port is already allocated"):
+            await net.create_sandbox(spec(4, ports=kept.ports[:1]))
+        await net.remove_sandbox(kept.id)
+        assert await fetch(again.netns_path, network.pools[0].gateway, port, 0.5) == ""
+
+
+async def test_rules_come_back(root: str) -> None:
+    async with engine(root, userland_proxy=False) as net:
+        port = free_port()
+        box = await net.create_sandbox(spec(1, ports=(
+            PortBinding(container_port=80, host_port=port),)))
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        await net.reload()
+        async with server(box.netns_path, "web"):
+            assert (await fetch_here("127.0.0.1", port)).startswith("web")
