@@ -21,11 +21,12 @@ def _run(app: App, options: Options, args: list[str]) -> int:
     info = app.engine.call("GET", f"/containers/{escape(container)}/json")
     state = info["State"]
     if not state["Running"]:
-        raise CliError("cannot attach to a stopped container, start it first")
+        raise CliError("You cannot attach to a stopped container, start it first")
     if state.get("Paused"):
-        raise CliError("cannot attach to a paused container, unpause it first")
+        raise CliError("You cannot attach to a paused container, unpause it first")
     if state.get("Restarting"):
-        raise CliError("cannot attach to a restarting container, wait until it is running")
+        raise CliError("You cannot attach to a restarting container, wait until it is "
+                       "running")
     stdin = not options["no-stdin"] and bool(info["Config"]["OpenStdin"])
     check_tty(stdin, bool(info["Config"]["Tty"]))
     try:

@@ -45,8 +45,8 @@ def _port(app: App, options: Options, args: list[str]) -> None:
         wanted, slash, proto = args[1].partition("/")
         try:
             port_range(wanted)
-        except ValueError:
-            raise CliError(f"Error: invalid port ({wanted}): invalid syntax") from None
+        except ValueError as error:
+            raise CliError(f"Error: invalid port ({wanted}): {error}") from None
         bindings = ports.get(f"{wanted}/{proto.lower() if slash and proto else 'tcp'}")
         if not bindings:
             raise CliError(f"Error: No public port '{args[1]}' published for {args[0]}")

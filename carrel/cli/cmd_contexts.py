@@ -83,7 +83,7 @@ def _ls(app: App, options: Options, args: list[str]) -> None:
             print(item["name"])
     else:
         show(CONTEXTS, items, options["format"])
-        _overridden(app)
+    _overridden(app)
 
 
 def _overridden(app: App) -> None:

@@ -31,6 +31,11 @@ def _size(value: int | None) -> str:
     return "N/A" if value is None or value == -1 else human_size(value, 3)
 
 
+def _full_size(value: int) -> str:
+    from .units import human_size
+    return human_size(value)
+
+
 def _counted(value: int | None) -> str:
     return "N/A" if value is None or value == -1 else str(value)
 
@@ -56,6 +61,7 @@ IMAGES = Listing(
         "Size": lambda r, trunc: _size(r.get("Size") or 0),
         "Tag": lambda r, trunc: r["tag"],
         "UniqueSize": _unique,
+        "VirtualSize": lambda r, trunc: _full_size(r.get("Size") or 0),
     },
     {"ID": "IMAGE ID", "Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST",
      "CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "Size": "SIZE",

@@ -43,8 +43,8 @@ _ABSENT: dict[str, tuple[str, ...]] = {
                "MacAddress", "NetworkDisabled", "ArgsEscaped"),
     "HostConfig": ("Annotations", "Init", "Mounts", "StorageOpt", "Sysctls", "Tmpfs", "Runtime",
                    "KernelMemory"),
-    "": ("SizeRw", "SizeRootFs"),
 }
+_ABSENT_TOP = ("SizeRw", "SizeRootFs")
 _ABSENT_TEXT = frozenset(("StopSignal", "MacAddress", "Runtime"))
 
 
@@ -53,17 +53,23 @@ def typed(value: Any, name: str = "") -> Any:
     from .gofunctions import Null
     if isinstance(value, dict):
         found = {k: typed(v, k) for k, v in value.items()}
-        for key in _ABSENT.get(name, ()):
+        # a container is known by its HostConfig
+        absent = _ABSENT_TOP if not name and "HostConfig" in value else _ABSENT.get(name, ())
+        for key in absent:
             if key not in found:
-                found[key] = "" if key in _ABSENT_TEXT else typed(None, key)
+                found[key] = Null(_null_text(key), absent=True)
         return found
     if isinstance(value, list):
         return [typed(v) for v in value]
-    if value is None and name:
-        if name in _NULL_POINTERS:
-            return Null("<nil>")
-        return Null("map[]" if name in _NULL_MAPS else "[]")
-    return value
+    return Null(_null_text(name)) if value is None and name else value
+
+
+def _null_text(name: str) -> str:
+    if name in _ABSENT_TEXT:
+        return ""
+    if name in _NULL_POINTERS:
+        return "<nil>"
+    return "map[]" if name in _NULL_MAPS else "[]"
 
 
 def inspect(names: list[str], get: Getter, format_text: str) -> int:

@@ -123,9 +123,6 @@ def _logout(app: App, options: Options, args: list[str]) -> None:
     names = [server, *(p + server for p in ("https://", "http://"))]
     helper = config.mapping("credHelpers").get(server) or config.text("credsStore")
     known = [n for n in names if isinstance(auths, dict) and n in auths]
-    if not known and not helper:
-        print(f"Not logged in to {auth.hostname(server) or server}")
-        return
     print(f"Removing login credentials for {auth.hostname(server) or server}")
     if helper:
         for name in names:
@@ -136,7 +133,8 @@ def _logout(app: App, options: Options, args: list[str]) -> None:
                     warn(f"WARNING: could not erase credentials:\n{error.message}")
     for name in known:
         del config.values["auths"][name]
-    config.save()
+    if known:
+        config.save()
 
 
 COMMANDS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .client import escape, filters_json
-from .cmd_containers import each
 from .cmd_ps import FORMAT_HELP, labels_text
 from .command import MANY, Command
 from .errors import CliError, EngineError
@@ -81,19 +80,20 @@ def _ls(app: App, options: Options, args: list[str]) -> None:
 def _ipam(options: Options) -> dict[str, Any] | None:
     """Subnets with the ranges, gateways and reserved addresses that lie in them."""
     from ipaddress import ip_address, ip_network
-    try:
-        subnets = {text: ip_network(text, strict=False) for text in options["subnet"]}
-    except ValueError as error:
-        raise CliError(f"invalid subnet: {error}") from None
+    subnets = {}
+    for text in options["subnet"]:
+        try:
+            subnets[text] = ip_network(text, strict=False)
+        except ValueError:
+            continue  # the engine says what is wrong with it
     if len(options["subnet"]) < len(options["ip-range"]) or \
             len(options["subnet"]) < len(options["gateway"]):
         raise CliError("every ip-range or gateway must have a corresponding subnet")
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {text: {"Subnet": text} for text in options["subnet"]}
     for text, net in subnets.items():
         for other, known in subnets.items():
             if other != text and net.version == known.version and net.overlaps(known):
                 raise CliError("multiple overlapping subnet configuration is not supported")
-        found[text] = {"Subnet": text}
 
     def place(value: str, address: str, key: str) -> None:
         try:
@@ -148,13 +148,18 @@ def _create(app: App, options: Options, args: list[str]) -> None:
 
 
 def _rm(app: App, options: Options, args: list[str]) -> int:
-    def remove(name: str) -> None:
+    failed = False
+    for name in args:
         try:
             app.engine.call("DELETE", f"/networks/{escape(name)}")
         except EngineError as error:
-            if not (options["force"] and error.status == 404):
-                raise
-    return each(args, remove)
+            if options["force"] and error.status == 404:
+                continue
+            warn(error.message)
+            failed = True
+        else:
+            print(name)
+    return 1 if failed else 0
 
 
 def _connect(app: App, options: Options, args: list[str]) -> None:

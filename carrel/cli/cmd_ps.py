@@ -93,9 +93,8 @@ def join_host_port(host: str, port: object) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _port_order(port: dict[str, Any]) -> tuple[int, tuple[int, str], int, str]:
-    address = port.get("IP") or ""
-    return (port.get("PrivatePort") or 0, (len(address), address), port.get("PublicPort") or 0,
+def _port_order(port: dict[str, Any]) -> tuple[int, str, int, str]:
+    return (port.get("PrivatePort") or 0, port.get("IP") or "", port.get("PublicPort") or 0,
             port.get("Type") or "")
 
 
@@ -169,7 +168,7 @@ def _run(app: App, options: Options, args: list[str]) -> None:
     limit = 1 if options["latest"] and options["last"] == -1 else options["last"]
     compact = format_text.replace(" ", "")
     size = options["size"] or (not options.changed("size") and (
-        ".Size" in compact or compact == "json" or "json.}" in compact))
+        ".Size" in compact or "json.}" in compact))
     everything = options["all"] or limit > 0
     items = app.engine.call("GET", "/containers/json", {
         "all": everything, "limit": limit if limit > 0 else None, "size": size,

@@ -135,10 +135,10 @@ def _run(app: App, options: Options, args: list[str]) -> None:
     names = _names(app, options, args)
     if options["no-stream"]:
         samples = _once(app, names)
-        sys.stdout.write(render(STATS, samples, format_text, trunc=trunc))
         problems = [s.problem for s in samples if s.problem and args]
         if problems:
             raise CliError("\n".join(problems))
+        sys.stdout.write(render(STATS, samples, format_text, trunc=trunc))
         return
     _live(app, options, args, names, format_text, trunc)
 

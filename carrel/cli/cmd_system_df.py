@@ -105,18 +105,18 @@ def _verbose(df: dict[str, Any]) -> str:
     cache = df.get("BuildCache") or []
     cache_size = sum(c.get("Size") or 0 for c in cache if not c.get("Shared"))
     parts = [
-        "Images space usage:\n",
+        "Images space usage:\n\n",
         render(IMAGES, images, columns=(*IMAGES.columns, "SharedSize", "UniqueSize",
                                         "Containers")),
-        "\nContainers space usage:\n",
-        render(CONTAINERS, df.get("Containers") or [], columns=(
+        "\nContainers space usage:\n\n",
+        render(CONTAINERS, [{**c, "SizeRootFs": 0} for c in df.get("Containers") or []], columns=(
             "ID", "Image", "Command", "LocalVolumes", "Size", "RunningFor", "Status", "Names")),
-        "\nLocal Volumes space usage:\n",
+        "\nLocal Volumes space usage:\n\n",
         render(VOLUMES, df.get("Volumes") or [], columns=("Name", "Links", "Size")),
-        f"\nBuild cache usage: {human_size(cache_size)}\n",
+        f"\nBuild cache usage: {human_size(cache_size)}\n\n",
         render(_CACHE, cache),
     ]
-    return "\n".join(parts)
+    return "".join(parts)
 
 
 def _run(app: App, options: Options, args: list[str]) -> None:

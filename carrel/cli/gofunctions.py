@@ -10,12 +10,15 @@ if TYPE_CHECKING:
 
 
 class Null:
-    """A null whose Go type is known: prints as that type's zero value."""
+    """A null whose Go type is known: prints as that type's zero value.
 
-    __slots__ = ("text",)
+    ``absent``: the engine did not send the field, so JSON does not show it either."""
 
-    def __init__(self, text: str) -> None:
+    __slots__ = ("absent", "text")
+
+    def __init__(self, text: str, *, absent: bool = False) -> None:
         self.text = text
+        self.absent = absent
 
     def __bool__(self) -> bool:
         return False
@@ -74,13 +77,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(v) for v in value]
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()
+                if not (isinstance(v, Null) and v.absent)}
     return plain(value.as_dict()) if hasattr(value, "as_dict") else value
 
 
 def _json(value: Any) -> str:
     from .jsonc import dumps
-    return dumps(plain(value))
+    text = dumps(plain(value))
+    if hasattr(value, "as_dict"):
+        # Go's JSON of a row is safe for HTML, that of a plain value is not
+        for char, escaped in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
+            text = text.replace(char, escaped)
+    return text
 
 
 def _strings(value: Any) -> list[str]:

@@ -170,7 +170,9 @@ class Parser:
             end += 1
         word = text[at:end]
         if char == ".":
-            if end < len(text) and word[1:2].isdigit():
+            if end >= len(text):
+                raise self.fail(f"illegal number syntax: {go_quote(word)}", at)
+            if word[1:2].isdigit():
                 raise self.fail(f'bad number syntax: "{word}"', at)
             found.append(Token("field" if end > at + 1 else "dot", word[1:], at))
         elif char == "$":

@@ -6,7 +6,7 @@ import os
 import sys
 
 from .app import App
-from .command import Command
+from .command import MANY, Command
 from .errors import CliError, UsageError
 from .flags import Flag, Options, parse, usage_lines
 from .index import COMMANDS, COMMON, GROUPS, NOT_BUILT, key_of, load, members, top_level
@@ -92,14 +92,14 @@ def _dispatch(argv: list[str]) -> int:
     if app is None:
         return 0
     if not words:
-        sys.stdout.write(_help_text())
+        sys.stderr.write(_help_text())
         return 0
     name = words[0]
     if name == "help":
         return _help(app, words[1:])
     if name in GROUPS:
         if len(words) == 1:
-            sys.stdout.write(_group_help(name))
+            sys.stderr.write(_group_help(name))
             return 0
         sub = words[1]
         key = key_of(f"{name} {sub}")
@@ -130,7 +130,7 @@ def _globals(argv: list[str]) -> tuple[App | None, list[str]]:
         sys.stdout.write(f"Carrel version {VERSION}\n")
         return None, []
     if options["log-level"] not in _LEVELS:
-        raise CliError(f"unable to parse logging level: {options['log-level']}")
+        raise CliError(f"Unable to parse logging level: {options['log-level']}")
     hosts = options["host"]
     if len(hosts) > 1:
         raise CliError("Specify only one -H")
@@ -146,7 +146,8 @@ def _run(app: App, command: Command, key: str, words: list[str]) -> int:
             return 0
         command.check_count(args)
     except UsageError as error:
-        see = "See" if "requires at least" in error.message and error.code == 1 else "Run"
+        many = error.message.startswith("carrel: ") and command.most == MANY
+        see = "See" if many else "Run"
         usage = command.usage_line().replace("\n", f"\n\tcarrel {command.path} ")
         raise CliError(f"{error.message}\n\nUsage:  {usage}\n\n"
                        f"{see} 'carrel {command.path} --help' for more information",

@@ -54,8 +54,6 @@ def parse(text: str) -> Reference:
         raise problem
     head, slash, tail = rest.rpartition("/")
     last, colon, tag = tail.partition(":")
-    if colon and not _is_tag(tag):
-        raise problem
     name = head + slash + last
     domain, slash, path = name.partition("/")
     if not slash or (not set(domain) & set(".:") and domain != "localhost"
@@ -68,6 +66,8 @@ def parse(text: str) -> Reference:
     if path.lower() != path:
         raise CliError("invalid reference format: repository name "
                        f"({path}) must be lowercase")
+    if colon and not _is_tag(tag):
+        raise problem
     if not path or not all(_is_component(c) for c in path.split("/")) or not _is_domain(domain):
         raise problem
     if len(domain) + 1 + len(path) > 255:

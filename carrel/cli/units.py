@@ -205,7 +205,7 @@ def timestamp(text: str, now: float) -> str:
 def _date_timestamp(text: str) -> str:
     import time
     date, _, clock = text.partition("T")
-    problem = ValueError(f'failed to parse value as time or duration: {text!r}')
+    problem = ValueError(f'failed to parse value as time or duration: "{text}"')
     try:
         if clock.endswith("Z") or "+" in clock or "-" in clock:
             clock_only = clock.rstrip("Z")
