@@ -127,7 +127,7 @@ def _stdio(item: Exec) -> Stdio:
     folder = manager.io_folder(container)
     runtime = resolve_runtime(manager.ctx.config, container.record.runtime)
     if runtime.shim == CARREL_RUNTIME:
-        return ShimStdio(f"{folder}/{item.id[:32]}.sock", stdin=stdin, terminal=item.tty,
+        return ShimStdio(f"{folder}/{item.id[:12]}.sock", stdin=stdin, terminal=item.tty,
                          stdin_once=True)
     return FifoStdio(f"{folder}/{item.id}", stdin=stdin, terminal=item.tty, stdin_once=True,
                      close_stdin=lambda: manager.tasks.close_stdin(container.id, item.id))
@@ -224,4 +224,4 @@ async def _forget(item: Exec) -> None:
     with contextlib.suppress(errdefs.CarrelError, OSError):
         await item.manager.tasks.delete_exec(item.container.id, item.id)
     with contextlib.suppress(OSError):
-        os.unlink(f"{item.manager.io_folder(item.container)}/{item.id[:32]}.sock")
+        os.unlink(f"{item.manager.io_folder(item.container)}/{item.id[:12]}.sock")

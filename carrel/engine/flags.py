@@ -212,6 +212,10 @@ def check(config: Config) -> Config:
         path = getattr(config, name)
         if not os.path.isabs(path):
             setattr(config, name, os.path.abspath(path))
+    if len(os.fsencode(config.exec_root)) > 50:
+        raise errdefs.InvalidParameter(
+            f"--exec-root {config.exec_root} is too long: the sockets below it would have paths "
+            "that the kernel does not take (50 bytes at most)")
     foreign = bool(config.containerd) and config.containerd != "embedded"
     known = {"carrel": Runtime(shim=CARREL_RUNTIME), "runc": Runtime(shim=RUNC_RUNTIME)}
     known["io.containerd.runc.v2"] = Runtime(shim=RUNC_RUNTIME)

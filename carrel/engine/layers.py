@@ -102,3 +102,36 @@ def _content(folder: int, name: str) -> bytes:
         return b"".join(parts)
     finally:
         os.close(fd)
+
+
+def find(layers: Iterable[str], path: str) -> os.stat_result | None:
+    """What is there in the merged view of these layers; links are not followed."""
+    components = path.strip("/").split("/")
+    for layer in layers:
+        outcome = _find(layer, components)
+        if outcome is not None:
+            return outcome or None
+    return None
+
+
+def _find(layer: str, components: list[str]) -> os.stat_result | tuple[()] | None:
+    """None: ask the next layer; (): it is not there."""
+    here = os.open(layer, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for index, name in enumerate(components):
+            try:
+                info = os.stat(name, dir_fd=here, follow_symlinks=False)
+            except FileNotFoundError:
+                return () if index and _opaque(here) else None
+            if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
+                return ()
+            if index == len(components) - 1:
+                return info
+            if not stat.S_ISDIR(info.st_mode):
+                return ()
+            deeper = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            os.close(here)
+            here = deeper
+        return None
+    finally:
+        os.close(here)

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 KIND = "container"
 
 
+def io_folder(exec_root: str, ident: str) -> str:
+    """Where the process's sockets are; short, for a socket's path has 107 bytes at most."""
+    return f"{exec_root}/io/{ident[:32]}"
+
+
 class Manager:
     """Implements ``context.Containers``; operations live in modules of their names."""
 
@@ -158,7 +163,7 @@ class Manager:
         return f"{self.ctx.config.engine_dir}/containers/{container.id}"
 
     def io_folder(self, container: Container) -> str:
-        return f"{self.ctx.config.exec_root}/io/{container.id}"
+        return io_folder(self.ctx.config.exec_root, container.id)
 
     async def snapshot_mounts(self, container: Container) -> list[Any]:
         if container.mounts_cache is None:

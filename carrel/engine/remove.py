@@ -66,7 +66,7 @@ async def clean_disk(manager: Manager, ident: str, volumes: list[str]) -> None:
         _record_and_snapshot(manager, ident), *(_volume(manager, name) for name in volumes),
         return_exceptions=True)
     _folder(f"{manager.ctx.config.engine_dir}/containers/{ident}")
-    _folder(f"{manager.ctx.config.exec_root}/io/{ident}")
+    _folder(f"{manager.ctx.config.exec_root}/io/{ident[:32]}")
     problems = [o for o in outcomes if isinstance(o, BaseException)]
     for problem in problems:
         log.warning(f"removing what is left of {ident[:12]}: {problem}")

@@ -80,6 +80,20 @@ def _unbuilt(method: str, path: str, operation: str) -> Handler:
     return handle
 
 
+class Taken(web.Response):
+    """What a handler returns when the connection is no longer HTTP's."""
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+    @property
+    def prepared(self) -> bool:
+        return True
+
+
 class Api:
     """The table of operations and the one handler in front of it."""
 
@@ -102,7 +116,7 @@ class Api:
             raise
         except OSError as error:
             if isinstance(error, ConnectionError):
-                raise  # the client went away: there is nobody to answer
+                return Taken()  # the client went away: there is nobody to answer
             log.error(f"{request.method} {request.path}: {error}", error)
             response = jsonio.error_response(500, str(error))
         except Exception as error:

@@ -253,20 +253,6 @@ class Hijacked(asyncio.Protocol):
             self._transport.resume_reading()
 
 
-class Taken(web.Response):
-    """What a handler returns when the connection is no longer HTTP's."""
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
-
-    @property
-    def prepared(self) -> bool:
-        return True
-
-
 def hijack(request: web.Request, session: Session, media: str) -> None:
     """Answer 101 (or 200 for the oldest clients) and hand the connection over.
 
@@ -295,4 +281,4 @@ def hijack(request: web.Request, session: Session, media: str) -> None:
 async def serve(session: Session) -> web.StreamResponse:
     """Hold the request until the session ends."""
     await asyncio.shield(session.done)
-    return Taken()
+    return server.Taken()

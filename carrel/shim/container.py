@@ -97,8 +97,10 @@ class Container:
     def _start_exec(self, process: Process) -> Work:
         if self.init.state.name not in ("running", "created"):
             raise Conflict(f"container {self.id} init process is not running")
-        streams = process.streams = yield from open_streams(
-            self.shim.loop, process.stdio, self.id, self.shim.namespace)
+        if process.streams is None:
+            process.streams = yield from open_streams(
+                self.shim.loop, process.stdio, self.id, self.shim.namespace)
+        streams = process.streams
         assert process.spec is not None
         try:
             made = yield from self.driver.exec(process.id, process.spec, process.stdio.terminal,
@@ -115,7 +117,7 @@ class Container:
                                               "pid": process.pid})
         self._watch(process)
 
-    def add_exec(self, request: Message) -> None:
+    def add_exec(self, request: Message) -> Work:
         exec_id = request["exec_id"]
         self.init.state.check("exec")
         if exec_id in self.execs:
@@ -123,7 +125,16 @@ class Container:
         if not exec_id or "/" in exec_id or exec_id in (".", ".."):
             raise InvalidParameter(f"bad exec id {exec_id!r}")
         stdio = Stdio(request["stdin"], request["stdout"], request["stderr"], request["terminal"])
-        self.execs[exec_id] = Process(exec_id, stdio, json_of(request["spec"], "process"))
+        process = Process(exec_id, stdio, json_of(request["spec"], "process"))
+        self.execs[exec_id] = process
+        if stdio.stdout.startswith("carrel:"):
+            # clients attach before the start, so that they see all of the output
+            try:
+                process.streams = yield from open_streams(
+                    self.shim.loop, stdio, self.id, self.shim.namespace)
+            except BaseException:
+                del self.execs[exec_id]
+                raise
         self.shim.publish("TaskExecAdded", {"container_id": self.id, "exec_id": exec_id})
 
     def _out_of_memory(self) -> None:

@@ -68,7 +68,7 @@ class Shim:
             "Resume": ("ResumeRequest", "Empty", self._work(self.resume)),
             "Checkpoint": ("CheckpointTaskRequest", "Empty", self.checkpoint),
             "Kill": ("KillRequest", "Empty", self._work(self.kill)),
-            "Exec": ("ExecProcessRequest", "Empty", self.exec),
+            "Exec": ("ExecProcessRequest", "Empty", self._work(self.exec)),
             "ResizePty": ("ResizePtyRequest", "Empty", self.resize_pty),
             "CloseIO": ("CloseIORequest", "Empty", self.close_io),
             "Update": ("UpdateTaskRequest", "Empty", self._work(self.update)),
@@ -159,8 +159,8 @@ class Shim:
 
     # -- processes --------------------------------------------------------
 
-    def exec(self, request: Message) -> Message:
-        self._container(request).add_exec(request)
+    def exec(self, request: Message) -> poll.Work:
+        yield from self._container(request).add_exec(request)
         return {}
 
     def wait(self, request: Message) -> poll.Work:

@@ -25,10 +25,6 @@ def kernel(host: Mapping[str, Any], *, shm_source: str, taken: set[str]
                ["nosuid", "noexec", "nodev", access]),
         _mount("/dev/mqueue", "mqueue", "mqueue", ["nosuid", "noexec", "nodev"]),
     ]
-    if host["IpcMode"] == "host":
-        result = [m for m in result if m["destination"] != "/dev/mqueue"]
-        result.append(_mount("/dev/mqueue", "bind", "/dev/mqueue",
-                             ["rbind", "nosuid", "noexec", "nodev"]))
     shm = _shm(host, shm_source)
     if shm:
         result.append(shm)
