@@ -45,6 +45,8 @@ class Extracted:
 
     diff_id: str
     applied: Applied
+    #: of the uncompressed tar
+    size: int
 
 
 def apply_stream(source: FileReader, root: str, lowers: list[str],
@@ -64,11 +66,12 @@ def apply_stream(source: FileReader, root: str, lowers: list[str],
         applied = Extractor(root_fd, lowers, whiteouts=whiteouts, progress=progress).apply(reader)
         reader.drain()
         diff_id = prefetch.digest if prefetch else known_diff_id
+        size = prefetch.size if prefetch else source.offset
     finally:
         if prefetch is not None:
             prefetch.close()
         os.close(root_fd)
-    return Extracted(diff_id, applied)
+    return Extracted(diff_id, applied, size)
 
 
 def directories_of(mounts: list[Mount]) -> tuple[str, list[str]]:

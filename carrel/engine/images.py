@@ -214,9 +214,8 @@ class ImageService:
 
     # --- changes of names ---
 
-    async def name_target(self, name: str, record: ImageRecord) -> None:
+    async def name_target(self, name: str, target: oci.Descriptor) -> None:
         """Give a target one more name, or move the name to it."""
-        target = record.target
         image = images_pb2.Image(name=name)
         image.target.media_type, image.target.digest = target.media_type, target.digest
         image.target.size = target.size
@@ -225,7 +224,8 @@ class ImageService:
         except errdefs.AlreadyExists:
             await self.keep_dangling(name, target.digest)
             await self.ctx.containerd.images.Update(images_pb2.UpdateImageRequest(image=image))
-        await self.drop_dangling(target.digest)
+        if not name.startswith(DANGLING):
+            await self.drop_dangling(target.digest)
         await self.refresh()
 
     async def keep_dangling(self, name: str, new_digest: str) -> None:

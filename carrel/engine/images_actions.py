@@ -14,7 +14,7 @@ from carrel.engine import images_transfer
 from carrel.engine.context import EngineContext
 from carrel.engine.images import ImageService
 from carrel.engine.images_model import DANGLING, from_message, host_platform
-from carrel.engine.images_transfer import Channel, Credentials, NdJson, Progress
+from carrel.engine.images_transfer import Channel, Credentials, Lines, NdJson, Progress
 from carrel.engine.server import headers
 from carrel.oci import image as oci
 from carrel.oci.reference import Reference
@@ -157,7 +157,7 @@ async def push(ctx: EngineContext, images: ImageService, out: NdJson, reference:
     ctx.events.publish("image", "push", reference.familiar, {"name": reference.familiar_name})
 
 
-async def load(ctx: EngineContext, images: ImageService, out: NdJson, body: AsyncIterator[bytes],
+async def load(ctx: EngineContext, images: ImageService, out: Lines, body: AsyncIterator[bytes],
                *, quiet: bool) -> None:
     saved: list[tuple[str, str]] = []
 

@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from aiohttp import web
@@ -79,6 +79,12 @@ def credentials(header: str | None) -> Credentials:
     except (binascii.Error, ValueError, msgspec.MsgspecError):
         # the value is a secret: it must not appear in the message
         raise errdefs.InvalidParameter("invalid X-Registry-Auth header: invalid JSON") from None
+
+
+class Lines(Protocol):
+    """Takes the lines of an operation."""
+
+    async def send(self, value: dict[str, Any]) -> None: ...
 
 
 class NdJson:

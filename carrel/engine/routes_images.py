@@ -152,7 +152,7 @@ class ImageRoutes:
         if reference.digest:
             raise errdefs.InvalidParameter("refusing to create a tag with a digest reference")
         reference = reference.tagged()
-        await self._images.name_target(str(reference), found.record)
+        await self._images.name_target(str(reference), found.record.target)
         self._ctx.events.publish("image", "tag", found.record.id,
                                  {"name": reference.familiar})
         return web.Response(status=201)
