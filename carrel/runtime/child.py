@@ -145,7 +145,7 @@ def _prepare(child: Child, report: Report) -> None:
     record.current_step = "namespaces"
     for fd, kinds, _ in child.joins:
         kernel.setns(fd, kinds)
-        if kinds == syscalls.CLONE_NEWUSER:
+        if kinds & syscalls.CLONE_NEWUSER:
             become_root(kernel)
     if child.unshare_flags:
         kernel.unshare(child.unshare_flags)

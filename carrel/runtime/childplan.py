@@ -62,6 +62,7 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
     spec, view, child = maker.spec, maker.view, maker.child
     all_hooks = spec.get("hooks") or {}
     first, second = planner.plan_mounts(spec, view, maker.rootfs, rootfs_mounts,
+                                        maker.bundle,
                                         maker.launch.cgroup.mounts,
                                         no_pivot=maker.settings.no_pivot,
                                         map_fds=maker.map_fds)

@@ -149,7 +149,9 @@ class Maker:
 
     def _plan_namespaces(self, linux: Spec) -> None:
         spaces, child = self.spaces, self.child
-        for kind in ("user", "ipc", "uts", "network", "pid", "cgroup", "mount", "time"):
+        # the user namespace last: those before may belong to another one, and are
+        # entered with the rights of the host
+        for kind in ("ipc", "uts", "network", "pid", "cgroup", "mount", "time", "user"):
             path = spaces.joined.get(kind)
             if path is None:
                 continue
@@ -190,7 +192,8 @@ class Maker:
         if self.helper is None:
             self.helper = sources.Helper(self.kernel, self.launch.pidfd,
                                          list(self.map_fds.values()))
-        return self.helper.open_tree(entry.get("source") or "", parsed.bind == "rbind", map_fd,
+        source = os.path.join(self.bundle, entry.get("source") or "")
+        return self.helper.open_tree(source, parsed.bind == "rbind", map_fd,
                                      parsed.idmap == "ridmap")
 
     def _plan_child(self, process: Spec, rootfs_mounts: list[Spec] | None) -> None:

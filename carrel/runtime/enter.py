@@ -125,11 +125,8 @@ class Entry:
         flags = self._namespaces()
         child.keep_fds = [pidfd]
         child.early.append(inside.OpenProcfs(view))
-        if flags & syscalls.CLONE_NEWUSER:
-            # first, and as its root, for the others belong to it
-            child.joins.append((pidfd, syscalls.CLONE_NEWUSER, "user"))
-        if flags & ~syscalls.CLONE_NEWUSER:
-            child.joins.append((pidfd, flags & ~syscalls.CLONE_NEWUSER, "container"))
+        if flags:  # all in one call: each is checked with the rights we have before it
+            child.joins.append((pidfd, flags, "container"))
         self._plan_cgroup(cgroups)
         plan = child.before
         if not flags & syscalls.CLONE_NEWNS:

@@ -64,7 +64,7 @@ class Namespaces:
         return self.made & ~self.LATE if "user" in self.joined else 0
 
 
-def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] | None,
+def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] | None, bundle: str,
                 cgroup_mounts: Callable[[], list[Spec]] | None, *,
                 no_pivot: bool = False, map_fds: dict[int, int] | None = None
                 ) -> tuple[list[Operation], list[Operation]]:
@@ -89,6 +89,8 @@ def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] |
         destination = entry["destination"]
         if destination.startswith(rootfs + "/"):  # given as seen from the host: also accepted
             entry = {**entry, "destination": destination[len(rootfs):]}
+        if "bind" in (entry.get("type"), *(o[-4:] for o in entry.get("options") or ())):
+            entry = {**entry, "source": os.path.join(bundle, entry.get("source") or "")}
         first.extend(plan_mount(view, entry, index, spaces, cgroup_mounts,
                                 (map_fds or {}).get(index, -1)))
     setup_dev = not any(_destination(e) == "/dev" and options.parse(
