@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from errno import EINVAL, ENOENT
 
@@ -21,15 +22,18 @@ from carrel.containerd.removal import remove_tree
 from carrel.kernel import syscalls
 
 TASKS = "io.containerd.runtime.v2.task"
+#: beside the namespaces, whose names begin with no dot: bundles that are being deleted
+RETIRED = ".gone"
 _MNT_DETACH = 2
 
 
 class Bundle:
     """The paths of one bundle."""
 
-    __slots__ = ("id", "namespace", "path", "work")
+    __slots__ = ("_root", "_state", "id", "namespace", "path", "work")
 
     def __init__(self, state: str, root: str, namespace: str, name: str) -> None:
+        self._state, self._root = state, root
         self.namespace = namespace
         self.id = name
         self.path = f"{state}/{TASKS}/{namespace}/{name}"
@@ -57,7 +61,7 @@ class Bundle:
                 pass
             os.symlink(self.work, self.file("work"))
         except BaseException:
-            self.remove()
+            discard(self.retire())
             raise
 
     def write(self, name: str, data: bytes, mode: int = 0o600) -> None:
@@ -96,23 +100,52 @@ class Bundle:
         except FileNotFoundError:
             return ""
 
-    def remove(self) -> None:
-        """Take the bundle away; what is still mounted in it is detached, never entered."""
+    def retire(self) -> list[str]:
+        """Move the bundle out of the way, so that its id can be used again at once.
+
+        Deleting it is left to :func:`discard`: while another mount namespace still has
+        something mounted on ``rootfs``, its rmdir waits for an RCU grace period.
+        """
+        gone: list[str] = []
+        for path, top in ((self.path, self._state), (self.work, self._root)):
+            target = f"{top}/{TASKS}/{RETIRED}/{secrets.token_hex(8)}"
+            try:
+                os.rename(path, target)
+            except FileNotFoundError:
+                if not os.path.lexists(path):
+                    continue
+                os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+                os.rename(path, target)
+            gone.append(target)
+        return gone
+
+
+def discard(paths: list[str]) -> None:
+    """Delete retired bundles; what is still mounted in them is detached, never entered."""
+    for path in paths:
         try:
-            syscalls.umount2(self.file("rootfs"), _MNT_DETACH)
+            syscalls.umount2(f"{path}/rootfs", _MNT_DETACH)
         except OSError as error:
             if error.errno not in (EINVAL, ENOENT):
                 raise
-        for path in (self.path, self.work):
-            parent, _, name = path.rpartition("/")
-            try:
-                fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                remove_tree(fd, name)
-            finally:
-                os.close(fd)
+        parent, _, name = path.rpartition("/")
+        fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove_tree(fd, name)
+        finally:
+            os.close(fd)
+
+
+def retired(state: str, root: str) -> list[str]:
+    """What an earlier daemon did not come to delete."""
+    found: list[str] = []
+    for top in (state, root):
+        directory = f"{top}/{TASKS}/{RETIRED}"
+        try:
+            found += [f"{directory}/{name}" for name in os.listdir(directory)]
+        except FileNotFoundError:
+            pass
+    return found
 
 
 def _make_parents(path: str) -> None:
@@ -129,6 +162,8 @@ def bundles(state: str, root: str) -> Iterator[Bundle]:
     except FileNotFoundError:
         return
     for namespace in namespaces:
+        if namespace == RETIRED:
+            continue
         for name in sorted(os.listdir(f"{top}/{namespace}")):
             yield Bundle(state, root, namespace, name)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -67,19 +67,16 @@ class Launcher:
         self._program = os.path.abspath(sys.argv[0])
         os.makedirs(self._sockets, mode=0o711, exist_ok=True)
 
-    def socket(self, bundle: Bundle) -> str:
-        """Where the shim of a bundle listens when the zygote makes it."""
-        name = hashlib.sha256(f"{bundle.namespace}/{bundle.id}".encode()).hexdigest()[:32]
-        return f"{self._sockets}/{name}"
-
     async def start(self, bundle: Bundle, runtime: str, options: bytes) -> tuple[int, str]:
         """Version and address of a shim that listens."""
         if runtime == CARREL and self._zygote is not None:
             try:
                 _, address = await self._zygote.fork({
                     "namespace": bundle.namespace, "id": bundle.id, "bundle": bundle.path,
-                    "socket": self.socket(bundle), "publish": f"{self._address}.ttrpc",
-                    "debug": self._debug})
+                    # a new name each time: the last shim of this id may not be gone yet,
+                    # and removes its socket by name
+                    "socket": f"{self._sockets}/{secrets.token_hex(16)}",
+                    "publish": f"{self._address}.ttrpc", "debug": self._debug})
                 return 3, address
             except errdefs.Unavailable as error:
                 log.info("shim of %s is started cold: %s", bundle.id, error)

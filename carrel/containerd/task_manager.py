@@ -23,7 +23,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from carrel import errdefs
 from carrel.containerd import values
-from carrel.containerd.bundle import Bundle, bundles
+from carrel.containerd.bundle import Bundle, bundles, discard, retired, socket_path
 from carrel.containerd.events import EventBus
 from carrel.containerd.shims import CARREL, SHUTDOWN_TIMEOUT, Launcher, Shim, ShimLog
 from carrel.proto import containers_pb2, shim_v2_pb2, task_events_pb2, tasks_pb2
@@ -67,6 +67,13 @@ class Task:
     @property
     def id(self) -> str:
         return self.bundle.id
+
+    @property
+    def socket(self) -> str:
+        """The shim's socket, where it is one of ours (a foreign shim removes its own)."""
+        if self.shim is None or self.runtime != CARREL:
+            return ""
+        return socket_path(self.shim.address)
 
     @property
     def namespace(self) -> str:
@@ -145,8 +152,8 @@ class TaskManager:
         try:
             bundle.create()
         except errdefs.AlreadyExists:
-            # of a task that we know nothing of: an interrupted removal
-            bundle.remove()
+            # of a task that we know nothing of: an interrupted creation
+            self._discard(bundle.retire())
             bundle.create()
 
     async def _create(self, task: Task, container: containers_pb2.Container,
@@ -183,7 +190,7 @@ class TaskManager:
         elif task.launched or task.shim is not None:
             await self._launcher.cleanup(task.bundle, task.runtime)
         task.close()
-        self._drop_files(task)
+        self._discard(self._retire(task), task.socket)
 
     async def _ask_to_go(self, task: Task) -> bool:
         """Delete and shut down, for a shim that answers; False when it does not."""
@@ -208,15 +215,18 @@ class TaskManager:
         except errdefs.Unavailable:
             pass  # it went without an answer
 
-    def _drop_files(self, task: Task) -> None:
+    def _retire(self, task: Task) -> list[str]:
+        """Free the task's id; the paths that are still to be deleted."""
         try:
-            task.bundle.remove()
+            return task.bundle.retire()
         except OSError as error:
             log.error("remove bundle %s: %s", task.bundle.path, error)
-        try:
-            os.unlink(self._launcher.socket(task.bundle))
-        except FileNotFoundError:
-            pass
+            return []
+
+    def _discard(self, paths: list[str], socket: str = "") -> None:
+        """Delete retired bundles, and a shim's socket, in a thread: nobody waits for it."""
+        if paths or socket:
+            self._spawn(asyncio.to_thread(_discard, paths, socket))
 
     # --- delete ---
 
@@ -238,11 +248,10 @@ class TaskManager:
             return end
         task.leaving = True
         self._forget(task)
-        self._drop_files(task)
-        self._spawn(self._leave(task))
+        self._spawn(self._leave(task, self._retire(task)))
         return Exit(response.pid, response.exit_status, response.exited_at.ToNanoseconds())
 
-    async def _leave(self, task: Task) -> None:
+    async def _leave(self, task: Task, paths: list[str]) -> None:
         """Not on the path of the answer: the shim has nothing left but to end."""
         try:
             await self._shut_down(task)
@@ -250,6 +259,7 @@ class TaskManager:
             log.warning("task %s: shutdown of its shim: %s", task.id, error)
         finally:
             task.close()
+            self._discard(paths, task.socket)
 
     def _forget(self, task: Task) -> None:
         key = (task.namespace, task.id)
@@ -286,7 +296,7 @@ class TaskManager:
                 task.exit.status = response.exit_status or _KILLED
                 if response.exited_at.seconds > 0:
                     task.exit.at = response.exited_at.ToNanoseconds()
-            self._drop_files(task)
+            self._discard(self._retire(task), task.socket)
             self._tell_end(task, task.exit)
         finally:
             task.close()
@@ -317,6 +327,7 @@ class TaskManager:
 
     async def load(self) -> None:
         """Find the shims of an earlier daemon again; clean up after those that died."""
+        self._discard(retired(self._state, self._root))
         found = list(bundles(self._state, self._root))
         await asyncio.gather(*(self._load(bundle) for bundle in found))
 
@@ -350,7 +361,7 @@ class TaskManager:
             return
         if where is None and not task.bundle.shim_binary():
             task.close()
-            self._drop_files(task)
+            self._discard(self._retire(task))
             return
         self._tasks[task.namespace, task.id] = task
         await self._bury(task)
@@ -362,3 +373,16 @@ class TaskManager:
         for task in self._tasks.values():
             task.close()
         self._tasks.clear()
+
+
+def _discard(paths: list[str], socket: str) -> None:
+    try:
+        if socket:
+            os.unlink(socket)
+    except FileNotFoundError:
+        pass
+    try:
+        discard(paths)
+    except OSError as error:
+        # tried again at the next start
+        log.error("remove bundle: %s", error)
