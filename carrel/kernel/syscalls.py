@@ -26,6 +26,7 @@ AT_EMPTY_PATH = 0x1000
 AT_FDCWD = -100
 AT_RECURSIVE = 0x8000
 AT_SYMLINK_NOFOLLOW = 0x100
+CLONE_INTO_CGROUP = 0x200000000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWNET = 0x40000000
@@ -85,7 +86,8 @@ SYSFS_MAGIC = 0x62656572
 
 #: name -> (x86-64, the generic table of arm64 and riscv)
 _NUMBERS = {
-    "clone": (56, 220), "ioprio_set": (251, 30), "keyctl": (250, 219), "pidfd_getfd": (438, 438),
+    "clone": (56, 220), "clone3": (435, 435), "ioprio_set": (251, 30),
+    "keyctl": (250, 219), "pidfd_getfd": (438, 438),
     "openat2": (437, 437), "sched_setattr": (314, 274), "set_mempolicy": (238, 237),
     "setgroups": (116, 159), "setresuid": (117, 147), "setresgid": (119, 149),
     "capset": (126, 91), "pivot_root": (155, 41), "execveat": (322, 281), "getcwd": (79, 17),
@@ -110,6 +112,12 @@ class MountAttr(ctypes.Structure):
                 ("propagation", ctypes.c_uint64), ("userns_fd", ctypes.c_uint64)]
 
 
+class CloneArgs(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in (
+        "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls",
+        "set_tid", "set_tid_size", "cgroup")]
+
+
 class SchedAttr(ctypes.Structure):
     _fields_ = [("size", ctypes.c_uint32), ("sched_policy", ctypes.c_uint32),
                 ("sched_flags", ctypes.c_uint64), ("sched_nice", ctypes.c_int32),
@@ -121,6 +129,7 @@ class SchedAttr(ctypes.Structure):
 # threads in setgroups, setresuid) or lacks the symbol on Debian 12.
 _capset = _raw("capset", c_void_p, c_void_p)
 _clone = _raw("clone", c_ulong, c_ulong, c_void_p, c_void_p, c_ulong)
+_clone3 = _raw("clone3", c_void_p, c_ulong)
 _close_range = _raw("close_range", c_uint, c_uint, c_uint)
 _execveat = _raw("execveat", c_int, c_char_p, c_void_p, c_void_p, c_int)
 _fsconfig = _raw("fsconfig", c_int, c_uint, c_char_p, c_char_p, c_int)
@@ -289,16 +298,24 @@ def _recorded(name: str, args: tuple[object, ...], call: Any, *values: Any, **na
 
 # ---- processes ------------------------------------------------------------
 
-def clone(flags: int) -> tuple[int, int]:
+def clone(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     """``clone(2)`` without shared memory: ``(pid, pidfd)``, ``(0, -1)`` in the child.
 
     ``os.fork`` would run at-fork handlers and reset locks of threads that do
     not exist here; this saves half of its time.  It is safe only in a
     single-threaded process (the callers check), and the child must end in
     ``execve`` or ``_exit``: no finalizer and no at-exit handler may run there.
+
+    ``cgroup_fd``: a cgroup v2 directory to be born in, which costs 4 us where
+    joining it afterwards may wait 5 ms for an RCU grace period.
     """
     pidfd = c_int(-1)
-    pid = int(_clone(flags | CLONE_PIDFD | SIGCHLD, 0, ctypes.byref(pidfd), None, 0))
+    if cgroup_fd >= 0:
+        args = CloneArgs(flags | CLONE_PIDFD | CLONE_INTO_CGROUP, ctypes.addressof(pidfd), 0, 0,
+                         0 if flags & CLONE_PARENT else SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd)
+        pid = int(_clone3(ctypes.byref(args), ctypes.sizeof(args)))
+    else:
+        pid = int(_clone(flags | CLONE_PIDFD | SIGCHLD, 0, ctypes.byref(pidfd), None, 0))
     return pid, pidfd.value if pid else -1
 
 

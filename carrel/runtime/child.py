@@ -34,9 +34,9 @@ EXIT_FAILED = 1
 class Child:
     """Everything the child needs, made by the parent before the clone."""
 
-    __slots__ = ("after_go", "argv", "before", "cgroup", "clone_again", "early", "env", "fifo_fd",
-                 "install_filter", "joins", "keep_fds", "kernel", "preserve_fds", "stdio",
-                 "terminal", "unshare_flags", "view", "wait_for_maps")
+    __slots__ = ("after_go", "argv", "before", "born_in_cgroup", "cgroup", "clone_again",
+                 "early", "env", "fifo_fd", "install_filter", "joins", "keep_fds", "kernel",
+                 "preserve_fds", "stdio", "terminal", "unshare_flags", "view", "wait_for_maps")
 
     def __init__(self, view: View, kernel: Any) -> None:
         self.view = view
@@ -49,6 +49,7 @@ class Child:
         self.stdio: tuple[int, int, int] | None = None
         self.terminal = False
         self.cgroup: Any = None
+        self.born_in_cgroup = False            # the v2 one, by clone3
         self.joins: list[tuple[int, int, str]] = []
         self.unshare_flags = 0
         self.clone_again = 0
@@ -138,7 +139,7 @@ def _prepare(child: Child, report: Report) -> None:
         become_root(kernel)
     if child.cgroup is not None:
         record.current_step = "cgroup"
-        child.cgroup.join_self()
+        child.cgroup.join_self(child.born_in_cgroup)
     for operation in child.early:
         record.current_step = operation.step
         operation.execute(kernel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import ECHILD, ESRCH
+from errno import EACCES, EBUSY, ECHILD, ENOSYS, EOPNOTSUPP, ESRCH
 
 from carrel.errdefs import AlreadyExists, SystemFailure
 from carrel.kernel import record, syscalls
@@ -135,7 +135,7 @@ class StartProcess(Operation):
         ours, theirs = report.pair()
         try:
             with born_into(kernel, launch.pid_namespace):
-                pid, pidfd = clone_single_threaded(kernel, self.flags)
+                pid, pidfd = self._clone(kernel)
                 if pid == 0:
                     child_module.run(launch.child, report.Report(theirs))
         except BaseException:
@@ -145,6 +145,22 @@ class StartProcess(Operation):
             theirs.close()
         launch.pid, launch.pidfd, launch.socket = pid, pidfd, ours
 
+    def _clone(self, kernel: Any) -> tuple[int, int]:
+        child = self.launch.child
+        assert child is not None
+        cgroup_fd = getattr(child.cgroup, "clone_fd", -1)
+        if cgroup_fd >= 0:
+            try:
+                child.born_in_cgroup = True
+                return clone_single_threaded(kernel, self.flags, cgroup_fd)
+            except OSError as error:
+                # no clone3 (a container runtime's filter), or a group that takes
+                # no process this way: the child joins by itself
+                if error.errno not in (ENOSYS, EOPNOTSUPP, EBUSY, EACCES):
+                    raise
+            child.born_in_cgroup = False
+        return clone_single_threaded(kernel, self.flags)
+
     def undo(self, kernel: Any) -> None:
         kill_and_reap(self.launch)
 
@@ -152,12 +168,12 @@ class StartProcess(Operation):
         return "unshare --fork ..."
 
 
-def clone_single_threaded(kernel: Any, flags: int) -> tuple[int, int]:
+def clone_single_threaded(kernel: Any, flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     """clone, after making sure that its safety argument holds (see syscalls.clone)."""
     from _thread import _count  # threads that Python started, beside the main one
     if _count():
         raise SystemFailure("cannot start a container's process from a program with threads")
-    pid, pidfd = kernel.clone(flags)
+    pid, pidfd = kernel.clone(flags, cgroup_fd)
     return int(pid), int(pidfd)
 
 

@@ -20,7 +20,7 @@ class SubGroups:
     def __init__(self, directories: list[str]) -> None:
         self.directories = directories
 
-    def join_self(self) -> None:
+    def join_self(self, cloned: bool = False) -> None:
         for directory in self.directories:
             path = f"{directory}/cgroup.procs"
             try:
