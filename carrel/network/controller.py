@@ -29,6 +29,8 @@ from carrel.network.sandboxes import Sandboxes
 _FORWARD_POLICY = "list chain ip filter FORWARD"
 #: how long after the last start the pool is filled again, so that a burst is not slowed down
 _REFILL_AFTER = 0.03
+#: how long a removed sandbox's veth may take to vanish by itself
+_LINGER_SECONDS = 1.0
 
 
 def default_bridge(exec_root: str, config: Config) -> str:
@@ -53,6 +55,8 @@ class Controller:
         self._changes = asyncio.Lock()  # of networks: one create or remove at a time
         self._refill: asyncio.TimerHandle | None = None
         self._filling: asyncio.Task[None] | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._sweeping: asyncio.Task[None] | None = None
 
     # -- life -------------------------------------------------------------------------------
 
@@ -71,14 +75,20 @@ class Controller:
         if self._refill is not None:
             self._refill.cancel()
             self._refill = None
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
         if self._filling is not None:
             await asyncio.wait([self._filling])
+        if self._sweeping is not None:
+            await asyncio.wait([self._sweeping])
         self._sandboxes.pool.drain()
         alive = list(self._sandboxes.live.values())
         for live in alive:
             self._sandboxes.forget(live)
             self._sandboxes.ports.release(live.reserved)
         self._sandboxes.resolver.close()
+        await self._sweep_lingering()
         if not alive:
             await self._thread.run(self._take_off)
         self._thread.stop()
@@ -95,6 +105,9 @@ class Controller:
 
         def drop(kernel: Kernel) -> None:
             for sandbox in gone:
+                for endpoint in sandbox.endpoints.values():
+                    operations.silence(kernel, endpoint.host_ifname)
+                    self._sandboxes.lingering.add(endpoint.host_ifname)
                 if sandbox.spec.mode in ("", "none"):
                     netns.unbind(sandbox.netns_path)
                 operations.WriteRecord(
@@ -187,6 +200,18 @@ class Controller:
         for name in os.listdir(self._sandboxes.netns_folder):
             if name not in known:
                 netns.unbind(f"{self._sandboxes.netns_folder}/{name}")
+        self._sweep_links(kernel)
+
+    def _sweep_links(self, kernel: Kernel) -> None:
+        """Ports of our bridges that no sandbox knows, except what others have put there."""
+        links = rtnetlink.links(kernel.route)
+        bridges = {n.bridge for n in self._networks.bridges()}
+        masters = {link.index for link in links if link.name in bridges}
+        ours = {e.host_ifname for s in self._sandboxes.records() for e in s.endpoints.values()}
+        operations.delete_lingering(kernel, {
+            link.name for link in links
+            if link.master in masters and link.kind == "veth" and link.name not in ours
+            and link.name.startswith("veth")})
 
     def _take_off(self, kernel: Kernel) -> None:
         """An engine without containers leaves nothing behind when it stops."""
@@ -306,7 +331,22 @@ class Controller:
         await self._sandboxes.disconnect(sandbox_id, self._networks.find(network))
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
-        await self._sandboxes.remove(sandbox_id)
+        try:
+            await self._sandboxes.remove(sandbox_id)
+        finally:
+            if self._sandboxes.lingering and self._linger is None:
+                self._linger = asyncio.get_running_loop().call_later(
+                    _LINGER_SECONDS, self._start_sweep)
+
+    def _start_sweep(self) -> None:
+        self._linger = None
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep_lingering())
+
+    async def _sweep_lingering(self) -> None:
+        names = set(self._sandboxes.lingering)
+        self._sandboxes.lingering -= names
+        with contextlib.suppress(OSError, errdefs.CarrelError):
+            await self._thread.run(lambda kernel: operations.delete_lingering(kernel, names))
 
     def rename(self, sandbox_id: str, name: str) -> None:
         self._sandboxes.rename(sandbox_id, name)

@@ -237,6 +237,25 @@ class RemoveInterface(Operation):
                      ignore=(errno.ENODEV,))
 
 
+def silence(kernel: Kernel, host_ifname: str) -> None:
+    """Cut a sandbox off whose namespace may outlive it: sockets that wait for a lost peer's
+    acknowledgement keep a namespace alive for minutes, and its address is given anew at once."""
+    try:
+        index = rtnetlink.link(kernel.route, host_ifname).index
+        kernel.route.request([rtnetlink.silence_port(index, host_ifname)])
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.EOPNOTSUPP, errno.ENETDOWN):
+            raise
+
+
+def delete_lingering(kernel: Kernel, names: set[str]) -> None:
+    """Delete those of the links that are still there. Slow (10 to 30 ms each): never on the path
+    of a start."""
+    for link in rtnetlink.links(kernel.route) if names else ():
+        if link.name in names:
+            RemoveInterface(link.name).execute(kernel)
+
+
 class DefaultRoute(Operation):
     """Point the default routes at another interface."""
 

@@ -71,6 +71,8 @@ class Sandboxes:
         self.zone = Zone()
         self.ports = ports.PortTable()
         self.resolver = Resolver(self.zone, networks)
+        #: host ends of pairs that should vanish with their namespaces; swept when idle
+        self.lingering: set[str] = set()
         self.pool = Pool(config.pool_size)
         self.host = files.Resolver()
 
@@ -459,6 +461,7 @@ class Sandboxes:
                 self.ports.release(live.reserved)
                 for endpoint in live.sandbox.endpoints.values():
                     self._release(endpoint)
+                    self.lingering.add(endpoint.host_ifname)
 
     def forget(self, live: Live) -> None:
         """Stop serving it: names, resolver, relays."""
@@ -484,6 +487,8 @@ class Sandboxes:
         steps: list[Callable[[], object]] = [
             partial(operations.unpublish, kernel, self.table, live.published)]
         if sandbox.spec.mode in ("", "none"):
+            steps += [partial(operations.silence, kernel, e.host_ifname)
+                      for e in sandbox.endpoints.values()]
             steps.append(partial(netns.unbind, sandbox.netns_path))
         steps.append(partial(record.undo, kernel))
         if any(p.key[0] == nftables.PROTOCOLS["udp"] for p in live.published):

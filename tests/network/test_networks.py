@@ -273,3 +273,30 @@ async def test_rules_come_back(root: str) -> None:
         await net.reload()
         async with server(box.netns_path, "web"):
             assert (await fetch_here("127.0.0.1", port)).startswith("web")
+
+
+async def test_address_is_free_although_a_dead_connection_keeps_the_namespace(root: str) -> None:
+    """A TCP connection whose peer is gone holds its namespace for minutes. What comes to the
+    address meanwhile must go to the new owner."""
+    async with engine(root) as net:
+        box = await net.create_sandbox(spec(1))
+        peer = await net.create_sandbox(spec(2))
+        address = box.endpoints[net.network("bridge").id].ipv4
+        async with server(box.netns_path, "old"):
+            code = (f"import socket, time; s = socket.create_connection(('{address}', 80)); "
+                    "print('ready', flush=True); time.sleep(60)")
+            process = await asyncio.create_subprocess_exec(
+                "nsenter", f"--net={peer.netns_path}", "/usr/bin/python3", "-c", code,
+                stdout=asyncio.subprocess.PIPE)
+            assert process.stdout is not None
+            await process.stdout.readline()
+            await inside(peer.netns_path, "ip", "link", "set", "eth0", "down")
+        # the server's FIN is never acknowledged
+        await net.remove_sandbox(box.id)
+        again = await net.create_sandbox(spec(3))
+        assert again.endpoints[net.network("bridge").id].ipv4 == address
+        async with server(again.netns_path, "new"):
+            for _ in range(3):
+                assert (await fetch_here(address, 80)).startswith("new")
+        process.kill()
+        await process.wait()
