@@ -31,9 +31,9 @@ async def resolve_user(manager: Manager, container: Container, text: str) -> use
         passwd = layers.read(folders, "etc/passwd")
         group = layers.read(folders, "etc/group")
     except layers.Unusual:
-        from carrel.engine import view
+        from carrel.engine.view import container_root
 
-        async with view.container_root(manager, container) as root:
+        async with container_root(manager, container) as root:
             passwd = await root.read("/etc/passwd", user.MAX_FILE)
             group = await root.read("/etc/group", user.MAX_FILE)
     return user.resolve(text, passwd, group, extra)

@@ -263,9 +263,9 @@ async def _populate(manager: Manager, container: Container, mounts: list[Any],
     candidates = [p for p in wanted if _may_exist(folders, p.destination)]
     if not candidates:
         return
-    from carrel.engine import view
+    from carrel.engine.view import copy_up
 
-    await view.copy_up(mounts, [(p.destination, sources[p.destination]) for p in candidates])
+    await copy_up(mounts, [(p.destination, sources[p.destination]) for p in candidates])
 
 
 def _may_exist(folders: list[str], path: str) -> bool:
