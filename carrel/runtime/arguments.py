@@ -1,8 +1,9 @@
 """Command line parsing by tables: argparse costs a third of a cold start.
 
 An option is ``"name": (kind, alias...)``; ``flag`` takes no value, ``value`` one,
-``list`` may be repeated.  Options end at the first positional argument, as with
-runc; ``--name=value``, ``--name value`` and one dash are all accepted.
+``list`` may be repeated.  ``--name=value``, ``--name value`` and one dash are all
+accepted. As with runc, options may follow the arguments (``update ID --memory 1m``),
+except where the arguments are another program's (``exec``).
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Parsed:
         return int(text)
 
 
-def parse(words: list[str], options: tuple[Option, ...]) -> Parsed:
-    """Split ``words`` into options and the rest."""
+def parse(words: list[str], options: tuple[Option, ...], *, mixed: bool = False) -> Parsed:
+    """Split ``words`` into options and the rest; ``mixed``: in any order."""
     result = Parsed()
     names: dict[str, tuple[str, str]] = {}
     for name, kind, aliases, _ in options:
@@ -63,7 +64,11 @@ def parse(words: list[str], options: tuple[Option, ...]) -> Parsed:
             index += 1
             break
         if not word.startswith("-") or word == "-":
-            break
+            if not mixed:
+                break
+            result.rest.append(word)
+            index += 1
+            continue
         index += 1
         key, equals, value = word.lstrip("-").partition("=")
         if key in ("h", "help") and key not in names:
@@ -84,7 +89,7 @@ def parse(words: list[str], options: tuple[Option, ...]) -> Parsed:
             result.values[name].append(value)
         else:
             result.values[name] = value
-    result.rest = words[index:]
+    result.rest += words[index:]
     return result
 
 
