@@ -92,11 +92,12 @@ def _text(key: Key) -> str:
 
 def check_rule(rule: dict[str, Any], index: int = 0) -> tuple[bool, str, int, int, str]:
     """An OCI rule as (allow, type, major, minor, access), checked."""
-    access = rule.get("access") or ""
-    if not access:
+    if not rule.get("access"):
         raise InvalidParameter(f"device access at {index} field cannot be empty")
-    if any(a not in _ACCESS for a in access):
-        raise InvalidParameter(f"device access at {index} field is not of r, w, m: {access!r}")
+    access = _order(rule["access"])  # other letters mean nothing, as with runc
+    if not access:
+        raise InvalidParameter(
+            f"device access at {index} field has none of r, w, m: {rule['access']!r}")
     kind = rule.get("type") or "a"
     if kind == "u":
         kind = "c"

@@ -20,7 +20,9 @@ READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 
 def default_spec(*, rootless: bool = False) -> dict[str, Any]:
     """A shell in ``rootfs`` with a terminal, as runtimes' example has it."""
-    names = ["pid", "network", "ipc", "uts", "mount", "cgroup"]
+    names = ["pid", "network", "ipc", "uts", "mount"]
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        names.append("cgroup")  # on v1 the example shows the host's paths, as runc's does
     spec: dict[str, Any] = {
         "ociVersion": runtime_spec.VERSION,
         "process": {
