@@ -341,8 +341,21 @@ class Rights:
         self.bounding = bits["bounding"]
         # ambient needs both; the kernel would refuse the rest
         ambient = bits["ambient"] & bits["permitted"] & bits["inheritable"]
+        _warn_about_rights(self.unknown, bits["ambient"] & ~ambient)
         self.final = identity.SetCapabilities(bits["effective"], bits["permitted"],
                                               bits["inheritable"], ambient)
+
+
+def _warn_about_rights(unknown: set[str], refused: int) -> None:
+    """A process with fewer rights than asked for still starts, but not silently."""
+    if not unknown and not refused:
+        return
+    from carrel.runtime.container import warn
+    if unknown:
+        warn(f"ignoring unknown or unavailable capabilities: {sorted(unknown)}")
+    for number, name in enumerate(capability.NAMES):
+        if refused >> number & 1:
+            warn(f"can't raise ambient capability {name}: operation not permitted")
 
 
 def plan_identity(process: Spec, view: View, env: list[bytes], *, may_set_groups: bool = True
