@@ -119,7 +119,7 @@ def test_users() -> None:
     assert user.resolve("web", PASSWD, GROUP, ["extra", "99"]).groups[-1] == 99
 
 
-@pytest.mark.parametrize("text", ["4294967296", "2147483648", "-1", "0x0", " 1", "1:", "١", "1_0",
+@pytest.mark.parametrize("text", ["4294967296", "2147483648", "-1", "0x0", " 1", "1:", "\u0661", "1_0",
                                   "nosuch", "root:nosuch", "a:b:c", "9" * 5000, "+1", "1\n"])
 def test_bad_users(text: str) -> None:
     with pytest.raises(BAD):
@@ -293,7 +293,8 @@ async def test_log_splits_long_lines_and_survives_damage(tmp_path: Path) -> None
     writer.write("stderr", b"a" * 40_000 + b"\n\xff\xfe\n", 1)
     writer.close()
     with open(path, "ab") as f:
-        f.write(b'{"log": broken\n{"log":"after\\n","stream":"stdout","time":"2023-01-01T00:00:00Z"}\n')
+        f.write(b'{"log": broken\n{"log":"after\\n","stream":"stdout",'
+                b'"time":"2023-01-01T00:00:00Z"}\n')
     entries = await _all(jsonlog.Reader(path))
     assert [len(e) for e in entries[:3]] == [16384, 16384, 40_001 - 2 * 16384]
     assert entries[-1] == "after\n"
