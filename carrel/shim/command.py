@@ -147,8 +147,8 @@ class Command(Driver):
                 raise SystemFailure(
                     f"failed to retrieve OCI runtime container pid: {error}") from error
             master = console.receive() if console is not None else -1
-            self._reaper.expect(pid)  # while early exits are still remembered
-            return Made(pid, master)
+            # now, while early exits are still remembered
+            return Made(pid, master, self._reaper.expect(pid))
         finally:
             self._reaper.unhold()
             if console is not None:

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from carrel.shim.driver import Driver
+    from carrel.shim.driver import Driver, Made
     from carrel.shim.loop import Work
     from carrel.shim.service import Shim
     from carrel.shim.wire import Message
@@ -75,7 +75,7 @@ class Container:
             "checkpoint": request["checkpoint"], "pid": init.pid})
         self.cgroup = self.driver.cgroup(init.pid)
         self._oom = OomWatch(self.shim.loop, self.cgroup, self._out_of_memory)
-        self._watch(init)
+        self._watch(init, made)
 
     def start(self, exec_id: str) -> Work:
         """Gives the pid."""
@@ -115,7 +115,7 @@ class Container:
         process.go("running")
         self.shim.publish("TaskExecStarted", {"container_id": self.id, "exec_id": process.id,
                                               "pid": process.pid})
-        self._watch(process)
+        self._watch(process, made)
 
     def add_exec(self, request: Message) -> Work:
         exec_id = request["exec_id"]
@@ -142,8 +142,8 @@ class Container:
 
     # -- exit -------------------------------------------------------------
 
-    def _watch(self, process: Process) -> None:
-        process.gone = self.shim.reaper.expect(process.pid)
+    def _watch(self, process: Process, made: Made) -> None:
+        process.gone = made.gone or self.shim.reaper.expect(process.pid)
         process.gone.then(
             lambda later: self.shim.background(self._exited(process, later.value)))
 

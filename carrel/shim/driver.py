@@ -10,18 +10,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from carrel.shim.loop import Work
+    from carrel.shim.loop import Later, Work
     from carrel.shim.wire import Message
 
 
 class Made:
-    """A process that was made: its pid, and the master of its terminal or -1."""
+    """A process that was made: its pid, the master of its terminal or -1, and its
+    exit if the driver watches for it already (it may be over by now)."""
 
-    __slots__ = ("console", "pid")
+    __slots__ = ("console", "gone", "pid")
 
-    def __init__(self, pid: int, console: int = -1) -> None:
+    def __init__(self, pid: int, console: int = -1, gone: Later | None = None) -> None:
         self.pid = pid
         self.console = console
+        self.gone = gone
 
 
 class Driver:

@@ -183,7 +183,8 @@ class Shim:
 
     def resize_pty(self, request: Message) -> Message:
         process = self._container(request).process(request["exec_id"])
-        process.state.check("resize")
+        if process.id:
+            process.state.check("resize")
         if process.streams is not None:
             process.streams.resize(request["width"], request["height"])
         return {}

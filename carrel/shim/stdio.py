@@ -84,8 +84,6 @@ class Streams:
         # our own writer: the client may come and go, the end comes by CloseIO
         self._stdin_held = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._stdin_pump = Pump(self.loop, fd, writer, STDIN)
-        if not self.stdio.terminal:
-            self._stdin_pump.on_end = writer.close_when_empty
 
     def _child_output(self, stream: int, uri: str) -> int:
         if not uri:

@@ -151,6 +151,9 @@ class Writer(Sink):
         if self.on_broken is not None:
             self.on_broken()
 
+    def end(self, stream: int) -> None:
+        self.close_when_empty()
+
     def _unregister(self) -> None:
         if self._registered:
             self._registered = False
@@ -168,6 +171,7 @@ class Writer(Sink):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        self._has_room()
 
 
 class Pump:

@@ -256,7 +256,7 @@ def listen(path: str) -> socket.socket:
                 listener.bind(path)
         finally:
             os.umask(umask)
-        listener.listen(16)
+        listener.listen(128)
     except BaseException:
         listener.close()
         raise
