@@ -119,7 +119,8 @@ def test_users() -> None:
     assert user.resolve("web", PASSWD, GROUP, ["extra", "99"]).groups[-1] == 99
 
 
-@pytest.mark.parametrize("text", ["4294967296", "2147483648", "-1", "0x0", " 1", "1:", "\u0661", "1_0",
+@pytest.mark.parametrize("text", ["4294967296", "2147483648", "-1", "0x0", " 1", "1:", "\u0661",
+                                  "1_0",
                                   "nosuch", "root:nosuch", "a:b:c", "9" * 5000, "+1", "1\n"])
 def test_bad_users(text: str) -> None:
     with pytest.raises(BAD):
