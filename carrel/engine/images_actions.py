@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -23,6 +23,9 @@ from carrel.proto import (
     transfer_importexport_pb2,
     transfer_registry_pb2,
 )
+
+if TYPE_CHECKING:
+    from carrel.registry.client import RegistryClient
 
 HUB = "registry-1.docker.io"
 
@@ -63,9 +66,7 @@ class PullShow:
     async def told(self, progress: Progress) -> None:
         if progress.event == "resolved":
             self.digest = progress.desc.digest
-            name = self._reference.path if self._reference.domain == "docker.io" else (
-                self._reference.name)
-            await self._out.send({"status": f"Pulling from {name}",
+            await self._out.send({"status": f"Pulling from {self._reference.path}",
                                   "id": self._reference.tag or self._reference.digest})
         elif _is_layer(progress):
             await self._layer(progress, short(progress.desc.digest))
@@ -244,19 +245,34 @@ async def _names_to_save(images: ImageService, text: str) -> list[str]:
     return [found.name]
 
 
-async def distribution(ctx: EngineContext, reference: Reference, auth: Credentials,
-                       ) -> dict[str, Any]:
-    """``GET /distribution/{name}/json``: what a registry has under a name."""
+def _client(ctx: EngineContext, host: str, auth: Credentials) -> RegistryClient:
+    """A registry client of the engine's own, for questions without a transfer."""
     from carrel.registry.client import Credential, RegistryClient
 
     user, password = auth.pair
-    credential = Credential(user, password, auth.identitytoken, auth.registrytoken)
-    host = registry_host(reference)
+    credential = Credential(user, password, auth.identitytoken,
+                            auth.registrytoken)
 
     async def give(asked: str, _: str, __: list[str]) -> Credential:
         return credential if asked == host else Credential()
 
-    async with RegistryClient(give, insecure=tuple(ctx.config.insecure_registries)) as client:
+    return RegistryClient(give, insecure=tuple(ctx.config.insecure_registries))
+
+
+async def all_tags(ctx: EngineContext, reference: Reference, auth: Credentials,
+                   ) -> list[Reference]:
+    """Every tag that a registry has of a repository."""
+    async with _client(ctx, registry_host(reference), auth) as client:
+        tags = await client.tags(reference)
+    if not tags:
+        raise errdefs.NotFound(f"repository {reference.familiar_name} has no tags")
+    return [reference.with_tag(tag) for tag in sorted(tags)]
+
+
+async def distribution(ctx: EngineContext, reference: Reference, auth: Credentials,
+                       ) -> dict[str, Any]:
+    """``GET /distribution/{name}/json``: what a registry has under a name."""
+    async with _client(ctx, registry_host(reference), auth) as client:
         resolved = await client.resolve(reference)
         platforms = []
         if resolved.media_type in oci.INDEXES:

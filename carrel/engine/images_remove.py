@@ -51,10 +51,12 @@ class Remover:
         users = self._ctx.containers.users_of_image(record.id)
         keep = self._check_users(record, users, force and found.name is not None, force)
         for name in names:
+            # with the last name the collector runs, and we answer after it
+            last = name == names[-1] and not keep
             if name.startswith(DANGLING):
-                await self._images.delete_name(name)
+                await self._images.delete_name(name, sync=last)
             else:
-                await self._untag(record, name, keep=keep)
+                await self._untag(record, name, keep=keep, sync=last)
         if keep:
             await self._images.refresh()
         else:
@@ -85,12 +87,13 @@ class Remover:
                             f"{users[0].id[:12]}")
         return bool(users)
 
-    async def _untag(self, record: ImageRecord, name: str, *, keep: bool = False) -> None:
+    async def _untag(self, record: ImageRecord, name: str, *, keep: bool = False,
+                     sync: bool = False) -> None:
         if keep:
             await self._images.keep_dangling(name, "")
         familiar = self._images.familiar(name)
         repository = references.parse(name)
-        await self._images.delete_name(name)
+        await self._images.delete_name(name, sync=sync)
         self._deleted.append({"Untagged": familiar})
         if repository.name in record.sources and not any(
                 references.parse(n.name).name == repository.name and n.name != name
@@ -100,8 +103,7 @@ class Remover:
         self._ctx.events.publish("image", "untag", record.id, {"name": record.id})
 
     async def _gone(self, record: ImageRecord) -> None:
-        """After the last name: the collector takes the rest, before we answer."""
-        await self._images.delete_name(f"{DANGLING}{record.target.digest}", sync=True)
+        """After the last name."""
         await self._images.refresh()
         self._deleted.append({"Deleted": record.id})
         used = {chain for other in self._images.records for chain in other.chain_ids}

@@ -97,12 +97,17 @@ class ImageRoutes:
         if not text:
             raise errdefs.InvalidParameter("one of fromImage and fromSrc is needed")
         reference = _with_tag(text, query.get("tag", ""))
-        if reference.is_name_only:
-            raise errdefs.NotImplementedYet(
-                "pull of all tags of a repository is not implemented in Carrel: name a tag")
         auth = credentials(request.headers.get("X-Registry-Auth"))
-        return await answering(request, lambda out: images_actions.pull(
-            self._ctx, self._images, out, reference, query.get("platform", ""), auth))
+
+        async def work(out: NdJson) -> None:
+            chosen = [reference]
+            if reference.is_name_only:
+                chosen = await images_actions.all_tags(self._ctx, reference, auth)
+            for one in chosen:
+                await images_actions.pull(self._ctx, self._images, out, one,
+                                          query.get("platform", ""), auth)
+
+        return await answering(request, work)
 
     async def push(self, request: web.Request) -> web.StreamResponse:
         reference = _with_tag(request.match_info["name"], request.query.get("tag", ""))
