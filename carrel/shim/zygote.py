@@ -21,6 +21,7 @@ import os
 import signal
 import socket
 
+from carrel import runtime
 from carrel.kernel import syscalls as k
 from carrel.shim import daemon
 
@@ -60,27 +61,24 @@ def main() -> int:
     return 0
 
 
-#: what a shim, and the runtime in it, import only when it is needed
-_LAZY = (
-    "carrel.kernel.cgroup_devices", "carrel.kernel.cgroup_v1", "carrel.kernel.cgroup_v1_limits",
-    "carrel.kernel.cgroup_v2", "carrel.kernel.cgroup_v2_limits", "carrel.kernel.seccomp",
-    "carrel.runtime.childplan", "carrel.runtime.enter", "carrel.runtime.hooks",
-    "carrel.shim.capture", "carrel.shim.command", "carrel.shim.inprocess",
-    "encodings.ascii", "resource",
-)
+#: what a shim imports only when it is needed
+_LAZY = ("carrel.runtime.childplan", "carrel.shim.capture", "carrel.shim.command",
+         "carrel.shim.inprocess", "encodings.ascii")
 
 
 def warm() -> None:
     """Import and prepare what a shim will use, so that no child has to."""
     from importlib import import_module
 
-    from carrel.kernel import cgroup
-    from carrel.runtime import child, inside
+    from carrel.shim import rehearse
+    runtime.warm()
     for name in _LAZY:
         import_module(name)
-    cgroup.layout()
-    child.interpreter()
-    inside.kcore_exists()
+    rehearse.rehearse()
+    for _ in range(rehearse.TIMES):
+        json.dumps({"seq": 1, "pid": 1, "address": parse(json.loads(
+            '{"op": "start", "seq": 1, "namespace": "n", "id": "i", "bundle": "/b", '
+            '"socket": "/s", "publish": "/p", "debug": false}')).address})
 
 
 def child(control: socket.socket, packet: bytes) -> NoReturn:

@@ -170,6 +170,11 @@ def test_an_exit_while_containerd_is_away(containerd: Containerd) -> None:
     containerd.kill()
     time.sleep(0.7)
     containerd.start()
+    if "sid" in str(containerd.programs):
+        # containerd 2 takes a shim without processes for a leaked one and deletes it
+        bundle = containerd.folder / "state/io.containerd.runtime.v2.task/default/c"
+        wait_until(lambda: not bundle.exists())
+        return
     wait_until(lambda: "STOPPED" in containerd.ok("task", "ls"))
     assert "exit code 9" in containerd.run("task", "rm", "c").stderr
 
