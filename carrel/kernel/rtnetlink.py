@@ -129,15 +129,18 @@ def add_veth(name: str, peer: str, peer_netns: int, *, peer_index: int = 0, peer
 
 
 def set_link(index: int, *, name: str = "", ifname: str = "", up: bool | None = None, mtu: int = 0,
-             mac: str = "", master: int = 0, v6_link_local: bool = True) -> Message:
+             mac: str = "", master: int = 0, v6_link_local: bool = True,
+             alias: str = "") -> Message:
     """Change a link given by index, or by ``ifname`` when the index is 0."""
     body = (_IFINFO.pack(0, 0, index, *_flags(up))
             + _link_attributes(name, mtu, mac, master, v6_link_local))
     if ifname and not name:
         body += string(IFLA_IFNAME, ifname)
+    if alias:
+        body += attr(IFLA_IFALIAS, alias.encode())
     words = [f"link set {ifname or f'index {index}'}"]
     words += [f"{k} {v}" for k, v in (("name", name), ("mtu", mtu), ("address", mac),
-                                      ("master", master)) if v]
+                                      ("master", master), ("alias", alias)) if v]
     if up is not None:
         words.append("up" if up else "down")
     return Message(RTM_NEWLINK, 0, body, " ".join(words), ifname)
@@ -164,7 +167,9 @@ def silence_port(index: int, ifname: str) -> Message:
 
 
 def delete_link(index: int = 0, ifname: str = "") -> Message:
-    body = _IFINFO.pack(0, 0, index, 0, 0) + (string(IFLA_IFNAME, ifname) if ifname else b"")
+    body = _IFINFO.pack(0, 0, index, 0, 0)
+    if ifname and not index:
+        body += string(IFLA_IFNAME, ifname)
     return Message(RTM_DELLINK, 0, body, f"link delete {ifname or f'index {index}'}", ifname)
 
 
@@ -242,13 +247,14 @@ def delete_neighbour(index: int, address: str) -> Message:
 class Link:
     """An interface as the kernel reports it."""
 
-    __slots__ = ("index", "kind", "mac", "master", "mtu", "name", "peer_index", "up")
+    __slots__ = ("alias", "index", "kind", "mac", "master", "mtu", "name", "peer_index", "up")
 
     def __init__(self, body: bytes) -> None:
         _, _, self.index, flags, _ = _IFINFO.unpack_from(body)
         found = netlink.attributes(body, _IFINFO.size)
         self.up = bool(flags & IFF_UP)
         self.name = _text(found.get(IFLA_IFNAME))
+        self.alias = _text(found.get(IFLA_IFALIAS))
         self.mtu = _number(found.get(IFLA_MTU))
         self.master = _number(found.get(IFLA_MASTER))
         self.peer_index = _number(found.get(IFLA_LINK))

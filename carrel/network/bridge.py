@@ -86,8 +86,12 @@ def _gateways(network: Network) -> list[tuple[str, int]]:
     return [(p.gateway, int(p.subnet.rpartition("/")[2])) for p in network.pools if p.gateway]
 
 
-def ensure(kernel: Kernel, network: Network) -> None:
-    """Make the bridge, or bring what is there into shape. Runs on the namespace thread."""
+def ensure(kernel: Kernel, network: Network, owner: str) -> None:
+    """Make the bridge, or bring ours into shape. Runs on the namespace thread.
+
+    ``owner`` is written into the interface's alias: a bridge with another alias is somebody
+    else's, and is left alone.
+    """
     name = network.bridge
     made = False
     try:
@@ -98,16 +102,19 @@ def ensure(kernel: Kernel, network: Network) -> None:
         gateways = _gateways(network)
         four = [a for a, _ in gateways if ":" not in a]
         kernel.route.request([rtnetlink.add_bridge(
-            name, mac=mac_for(four[0]) if four else random_mac())])
+            name, mac=mac_for(four[0]) if four else random_mac()),
+            rtnetlink.set_link(0, ifname=name, alias=owner)])
         made = True
         link = rtnetlink.link(kernel.route, name)
     try:
-        if link.kind != "bridge":
-            raise errdefs.Conflict(f"interface {name} exists and is not a bridge")
+        if link.kind != "bridge" or link.alias != owner:
+            raise errdefs.Conflict(
+                f"interface {name} exists already and belongs to somebody else",
+                hint="give the engine or the network another bridge name")
         _configure(kernel, network, link)
     except BaseException:
         if made:
-            remove(kernel, name)
+            remove(kernel, name, owner)
         raise
 
 
@@ -134,7 +141,14 @@ def _configure(kernel: Kernel, network: Network, link: rtnetlink.Link) -> None:
     sysctl.change(f"net/ipv4/conf/{name}/route_localnet", "0" if network.spec.internal else "1")
 
 
-def remove(kernel: Kernel, name: str) -> None:
-    """Idempotent."""
-    libc.quietly(kernel.route.request, [rtnetlink.delete_link(ifname=name)],
-                 ignore=(errno.ENODEV,))
+def remove(kernel: Kernel, name: str, owner: str) -> None:
+    """Idempotent; what is not ours stays."""
+    try:
+        link = rtnetlink.link(kernel.route, name)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return
+        raise
+    if link.alias == owner:
+        libc.quietly(kernel.route.request, [rtnetlink.delete_link(link.index, name)],
+                     ignore=(errno.ENODEV,))

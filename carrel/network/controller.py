@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Callable, Iterable
 
 from carrel import errdefs
 from carrel.kernel import netns, rtnetlink, sysctl
-from carrel.network import bridge, endpoints, ipam, operations, rules
+from carrel.network import bridge, endpoints, ipam, operations, restoring, rules
 from carrel.network.api import (
     Config,
     Endpoint,
@@ -48,10 +49,12 @@ class Controller:
         self.config = config or Config()
         self.exec_root = exec_root.rstrip("/")
         self.warnings: list[str] = []
-        self._report = report or (lambda text: None)
+        self._report = report or logging.getLogger("carrel.network").warning
         self._thread = NamespaceThread()
         self._networks = Networks(store, self.config, default_bridge(exec_root, self.config))
         self._sandboxes = Sandboxes(self.exec_root, self.config, self._networks, self._thread)
+        #: the alias of our bridges
+        self._owner = f"carrel network of {self.exec_root}"
         self._changes = asyncio.Lock()  # of networks: one create or remove at a time
         self._refill: asyncio.TimerHandle | None = None
         self._filling: asyncio.Task[None] | None = None
@@ -97,8 +100,8 @@ class Controller:
         wanted = set(alive)
         found: dict[str, Sandbox] = {}
         gone: list[Sandbox] = []
-        for sandbox in self._sandboxes.records():
-            if sandbox.id in wanted and await self._sandboxes.adopt(sandbox):
+        for sandbox in self._records():
+            if sandbox.id in wanted and await restoring.adopt(self._sandboxes, sandbox):
                 found[sandbox.id] = self._sandboxes.live[sandbox.id].sandbox
             else:
                 gone.append(sandbox)
@@ -136,6 +139,7 @@ class Controller:
     def _prepare(self, kernel: Kernel) -> None:
         """Forwarding, bridges and rules as they should be."""
         self.warnings.clear()
+        kernel.restore_rules = self._load_rules
         if self.config.ip_forward and sysctl.change("net/ipv4/ip_forward", "1") is not None:
             self._report("IPv4 forwarding was off on this host: turned on (net.ipv4.ip_forward)")
         elif not self.config.ip_forward and sysctl.read("net/ipv4/ip_forward") == "0":
@@ -143,7 +147,7 @@ class Controller:
         networks = self._networks.bridges()
         for network in networks:
             try:
-                bridge.ensure(kernel, network)
+                bridge.ensure(kernel, network, self._owner)
             except (OSError, errdefs.CarrelError) as error:
                 if network.name == DEFAULT:
                     raise
@@ -174,13 +178,12 @@ class Controller:
 
     def _recorded_ports(self) -> list[tuple[str, str]]:
         """The port elements of the last daemon's sandboxes."""
-        result = []
-        for sandbox in self._sandboxes.records():
-            if netns.identity(sandbox.netns_path or "/") is not None and all(
-                    i in self._networks for i in sandbox.endpoints):
-                result += [(p.map, p.text.strip("{ }"))
-                           for p in self._sandboxes.elements(sandbox)]
-        return result
+        return [(p.map, p.text.strip("{ }"))
+                for sandbox in self._records()
+                for p in restoring.elements(self._sandboxes, sandbox)]
+
+    def _records(self) -> list[Sandbox]:
+        return restoring.records(self._sandboxes.record_folder)
 
     def _look_at_foreign_rules(self, kernel: Kernel) -> None:
         """Say so when somebody else's firewall will drop what we forward."""
@@ -196,18 +199,21 @@ class Controller:
 
     def _sweep(self, kernel: Kernel) -> None:
         """Namespaces without a record: a start that its daemon did not finish."""
-        known = {os.path.basename(s.netns_path) for s in self._sandboxes.records()}
+        known = {os.path.basename(s.netns_path) for s in self._records()}
         for name in os.listdir(self._sandboxes.netns_folder):
             if name not in known:
                 netns.unbind(f"{self._sandboxes.netns_folder}/{name}")
         self._sweep_links(kernel)
 
     def _sweep_links(self, kernel: Kernel) -> None:
-        """Ports of our bridges that no sandbox knows, except what others have put there."""
+        """Bridges of networks that are no more; ports of our bridges that no sandbox knows."""
         links = rtnetlink.links(kernel.route)
-        bridges = {n.bridge for n in self._networks.bridges()}
-        masters = {link.index for link in links if link.name in bridges}
-        ours = {e.host_ifname for s in self._sandboxes.records() for e in s.endpoints.values()}
+        known = {n.bridge for n in self._networks.bridges()}
+        for link in links:
+            if link.kind == "bridge" and link.alias == self._owner and link.name not in known:
+                bridge.remove(kernel, link.name, self._owner)
+        masters = {link.index for link in links if link.name in known}
+        ours = {e.host_ifname for s in self._records() for e in s.endpoints.values()}
         operations.delete_lingering(kernel, {
             link.name for link in links
             if link.master in masters and link.kind == "veth" and link.name not in ours
@@ -219,7 +225,7 @@ class Controller:
             kernel.ruleset.run(rules.remove_table(self._sandboxes.table))
         for network in self._networks.bridges():
             with contextlib.suppress(OSError):
-                bridge.remove(kernel, network.bridge)
+                bridge.remove(kernel, network.bridge, self._owner)
 
     # -- the pool ---------------------------------------------------------------------------
 
@@ -264,8 +270,9 @@ class Controller:
             return network
 
     def _make_network(self, kernel: Kernel, network: Network) -> None:
-        existed = _link_exists(kernel, network.bridge)
-        bridge.ensure(kernel, network)
+        if _link_exists(kernel, network.bridge):
+            raise errdefs.Conflict(f"interface {network.bridge} exists already")
+        bridge.ensure(kernel, network, self._owner)
         try:
             if network.spec.enable_ipv6:
                 self._forward_ipv6()
@@ -275,8 +282,7 @@ class Controller:
                                + rules.leave(table, described))
             kernel.ruleset.close()
         except BaseException:
-            if not existed:
-                bridge.remove(kernel, network.bridge)
+            bridge.remove(kernel, network.bridge, self._owner)
             raise
 
     async def remove_network(self, reference: str) -> Network:
@@ -304,7 +310,7 @@ class Controller:
         except OSError:  # somebody changed our table by hand: put it right as a whole
             self._load_rules(kernel)
         kernel.ruleset.close()
-        bridge.remove(kernel, network.bridge)
+        bridge.remove(kernel, network.bridge, self._owner)
 
     def networks(self) -> list[Network]:
         return list(self._networks)

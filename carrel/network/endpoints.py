@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 
 from carrel import errdefs
+from carrel.kernel import nftables
 from carrel.network import bridge, ipam
-from carrel.network.api import Endpoint, EndpointSpec, Network, SandboxSpec
+from carrel.network.api import Endpoint, EndpointSpec, Network, PortBinding, SandboxSpec
 from carrel.network.networks import DEFAULT
 from carrel.network.operations import Interface
 
@@ -113,6 +114,19 @@ def published_through(endpoints: Iterable[Endpoint],
     return None
 
 
+def map_elements(bindings: Iterable[PortBinding],
+                 exit_point: Endpoint) -> tuple[nftables.Port, ...]:
+    """The map elements that lead published ports to an endpoint; a host address of a family that
+    the endpoint does not have is the relay's."""
+    found = []
+    for b in bindings:
+        target = exit_point.ipv6 if ":" in b.host_ip else exit_point.ipv4
+        if target:
+            at = "" if b.host_ip in ("0.0.0.0", "::") else b.host_ip
+            found.append(nftables.Port(b.proto, at, b.host_port, target, b.container_port))
+    return tuple(found)
+
+
 def interface(endpoint: Endpoint, network: Network, through: tuple[str, ...]) -> Interface:
     """The endpoint for the kernel."""
     addresses = [(a, p) for a, p in ((endpoint.ipv4, endpoint.prefix4),
@@ -127,6 +141,17 @@ def interface(endpoint: Endpoint, network: Network, through: tuple[str, ...]) ->
 def has_resolver(networks: Iterable[Network]) -> bool:
     """Whether a sandbox on these networks gets the embedded resolver."""
     return any(n.bridge and n.name != DEFAULT for n in networks)
+
+
+def link_names(spec: SandboxSpec) -> dict[str, str]:
+    """Legacy links on networks with names: alias -> the other container's name."""
+    result = {}
+    for endpoint in spec.endpoints:
+        for text in endpoint.links:
+            target, _, alias = text.partition(":")
+            if alias:
+                result[alias.lower()] = target
+    return result
 
 
 def link_entries(spec: SandboxSpec, resolve: dict[str, tuple[str, str]]

@@ -40,6 +40,8 @@ class Kernel:
         self.route = netlink.Socket()
         self.nft = nftables.open_socket()
         self.ruleset = nftables.Ruleset()
+        #: puts the engine's table back when somebody has removed it
+        self.restore_rules: Callable[[Kernel], None] | None = None
         self._indices: dict[str, int] = {}
         #: br_netfilter shows bridged packets to the inet rules (another engine wants that)
         self.bridge_filter = False

@@ -307,7 +307,14 @@ class Publish(Operation):
         return "publish " + ", ".join(p.text for p in self.ports)
 
     def execute(self, kernel: Kernel) -> None:
-        nftables.transaction(kernel.nft, [nftables.add_port(self.table, p) for p in self.ports])
+        elements = [nftables.add_port(self.table, p) for p in self.ports]
+        try:
+            nftables.transaction(kernel.nft, elements)
+        except FileNotFoundError:
+            if kernel.restore_rules is None:
+                raise
+            kernel.restore_rules(kernel)  # somebody flushed the ruleset: put our table back
+            nftables.transaction(kernel.nft, elements)
 
     def undo(self, kernel: Kernel) -> None:
         unpublish(kernel, self.table, self.ports)

@@ -16,7 +16,7 @@ from typing import Any
 from carrel.network import dnswire
 from carrel.network.dnswire import Question
 from carrel.network.networks import Networks
-from carrel.network.zone import Zone, address_of_pointer
+from carrel.network.zone import Zone, address_of_pointer, folded
 
 _BATCH = 64
 _FORWARDS = 512
@@ -30,10 +30,12 @@ _MAX = 65535
 class _Served:
     """The sockets of one sandbox, and what it may see."""
 
-    __slots__ = ("internal", "networks", "tasks", "tcp", "udp", "upstream")
+    __slots__ = ("internal", "links", "networks", "tasks", "tcp", "udp", "upstream")
 
     def __init__(self, udp: socket.socket, tcp: socket.socket, networks: tuple[str, ...],
-                 upstream: tuple[str, ...], internal: bool) -> None:
+                 upstream: tuple[str, ...], internal: bool, links: dict[str, str]) -> None:
+        #: names that only this sandbox uses for others (--link)
+        self.links = links
         self.udp = udp
         self.tcp = tcp
         self.networks = networks
@@ -52,10 +54,11 @@ class Resolver:
         self._under_way = 0
 
     def serve(self, ident: str, sockets: tuple[socket.socket, socket.socket],
-              networks: tuple[str, ...], upstream: tuple[str, ...], *, internal: bool) -> None:
+              networks: tuple[str, ...], upstream: tuple[str, ...], *, internal: bool,
+              links: dict[str, str] | None = None) -> None:
         """Answer on these sockets, which are ours from now on."""
         self.stop(ident)
-        one = _Served(*sockets, networks, upstream, internal)
+        one = _Served(*sockets, networks, upstream, internal, links or {})
         self._served[ident] = one
         loop = asyncio.get_running_loop()
         loop.add_reader(one.udp, self._read, one)
@@ -96,7 +99,7 @@ class Resolver:
                 question = Question(data)
             except dnswire.Malformed:
                 continue
-            reply = self.local(one.networks, question, question.size, internal=one.internal)
+            reply = self.local(one, question, question.size)
             if reply is not None:
                 _send(one.udp, reply, client)
             elif self._under_way >= _FORWARDS:
@@ -109,25 +112,25 @@ class Resolver:
         one.tasks.add(task)
         task.add_done_callback(one.tasks.discard)
 
-    def local(self, networks: tuple[str, ...], question: Question, limit: int, *,
-              internal: bool) -> bytes | None:
+    def local(self, one: _Served, question: Question, limit: int) -> bytes | None:
         """The answer if it is ours to give; None: ask somebody else."""
         if not question.standard:
             return dnswire.answer(question, code=dnswire.NOTIMP)
         if question.kind == dnswire.PTR:
-            records = self._pointer(networks, question.name)
+            records = self._pointer(one.networks, question.name)
         else:
-            records = self._addresses(networks, question)
+            records = self._addresses(one, question)
         if records is not None:
             return dnswire.answer(question, records, limit=limit)
-        if internal:
+        if one.internal:
             return dnswire.answer(question, code=dnswire.NXDOMAIN)
         return None
 
-    def _addresses(self, networks: tuple[str, ...],
+    def _addresses(self, one: _Served,
                    question: Question) -> list[tuple[int, bytes]] | None:
-        for ident in networks:
-            found = self._zone.lookup(ident, self._networks.find(ident).name, question.name)
+        name = one.links.get(folded(question.name), question.name)
+        for ident in one.networks:
+            found = self._zone.lookup(ident, self._networks.find(ident).name, name)
             if found:
                 records = [dnswire.address_record(a) for e in found for a in (e.ipv4, e.ipv6) if a]
                 return [r for r in records if question.kind in (r[0], dnswire.ANY)]
@@ -185,7 +188,7 @@ class Resolver:
                     size = int.from_bytes(await reader.readexactly(2), "big")
                     data = await reader.readexactly(size)
                 question = Question(data)
-                reply = self.local(one.networks, question, 0, internal=one.internal)
+                reply = self.local(one, question, 0)
                 if reply is None:
                     reply = await self._ask(one, data, question, tcp=True)
                 writer.write(len(reply).to_bytes(2, "big") + reply)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -93,7 +92,7 @@ class Sandboxes:
             return self.config.host_gateway_ips
         return tuple(p.gateway for p in self.networks.find(DEFAULT).pools)
 
-    def _networks_of(self, places: dict[str, Endpoint]) -> dict[str, Network]:
+    def networks_of(self, places: dict[str, Endpoint]) -> dict[str, Network]:
         return {i: self.networks.find(i) for i in places}
 
     # -- creation ---------------------------------------------------------------------------
@@ -121,7 +120,7 @@ class Sandboxes:
             other = self.by_id(spec.mode.partition(":")[2]).sandbox
             sandbox = msgspec.structs.replace(other, id=spec.id, spec=spec, endpoints={}, ports=())
         with contextlib.suppress(OSError):  # the record only serves a restart of the daemon
-            operations.WriteRecord(self._record(spec.id), _encode(sandbox)).write()
+            operations.WriteRecord(self.record_path(spec.id), _encode(sandbox)).write()
         self.live[spec.id] = Live(sandbox)
         return sandbox
 
@@ -133,7 +132,7 @@ class Sandboxes:
         for wanted in spec.endpoints:
             endpoint = self._plan_endpoint(spec, wanted, key, places, undo)
             places[endpoint.network_id] = endpoint
-        networks = self._networks_of(places)
+        networks = self.networks_of(places)
         ready = self._from_pool(places, networks, undo)
         live = Live(Sandbox(id=spec.id, spec=spec, key=key, netns_path=path, endpoints=places))
         self._reserve(live, networks, undo)
@@ -210,7 +209,7 @@ class Sandboxes:
             work.append(operations.OpenResolver(path))
         if live.published:
             work.append(operations.Publish(self.table, live.published))
-        work.append(operations.WriteRecord(self._record(sandbox.id), _encode(sandbox)))
+        work.append(operations.WriteRecord(self.record_path(sandbox.id), _encode(sandbox)))
         return work
 
     async def _execute(self, live: Live, work: list[Operation]) -> None:
@@ -218,13 +217,13 @@ class Sandboxes:
         path = live.sandbox.netns_path
         made: list[_Sockets] = []
         try:
-            await self.thread.run(lambda kernel: made.append(_execute(kernel, path, work)))
+            await self.thread.run(lambda kernel: made.append(execute(kernel, path, work)))
         except asyncio.CancelledError:
             for sock in (made[0] if made else None) or ():
                 sock.close()
             await self.thread.run(lambda kernel: self._tear_down(kernel, live))
             raise
-        self._serve(live, made[0])
+        self.serve(live, made[0])
 
     # -- published ports --------------------------------------------------------------------
 
@@ -261,9 +260,9 @@ class Sandboxes:
         """The elements of the maps, and the ports as inspect shows them."""
         bindings = tuple(r.binding for r in live.reserved)
         live.sandbox = msgspec.structs.replace(live.sandbox, ports=bindings)
-        live.published = _elements(bindings, exit_point)
+        live.published = endpoints.map_elements(bindings, exit_point)
 
-    def _serve(self, live: Live, sockets: _Sockets) -> None:
+    def serve(self, live: Live, sockets: _Sockets) -> None:
         """Names, relays and the resolver: what lives in the daemon."""
         sandbox = live.sandbox
         self.live[sandbox.id] = live
@@ -283,7 +282,7 @@ class Sandboxes:
             relay.close()
         live.relays = []
         places = live.sandbox.endpoints
-        exit_point = endpoints.published_through(places.values(), self._networks_of(places))
+        exit_point = endpoints.published_through(places.values(), self.networks_of(places))
         if exit_point is not None and self.config.userland_proxy:
             for reserved in live.reserved:
                 six = ":" in reserved.binding.host_ip and exit_point.ipv6
@@ -292,7 +291,8 @@ class Sandboxes:
     def _serve_resolver(self, sandbox: Sandbox, sockets: tuple[socket.socket, socket.socket],
                         ) -> None:
         self.resolver.serve(sandbox.id, sockets, tuple(sandbox.endpoints), files.upstream_servers(
-            sandbox.spec, self.config, self.host), internal=self._is_internal(sandbox))
+            sandbox.spec, self.config, self.host), internal=self._is_internal(sandbox),
+            links=endpoints.link_names(sandbox.spec))
 
     def _is_internal(self, sandbox: Sandbox) -> bool:
         """No network of the sandbox leads outside: its questions must not either."""
@@ -306,7 +306,7 @@ class Sandboxes:
             sandbox,
             hosts=files.hosts(spec, sandbox.endpoints.values(), self.host_gateways(),
                               endpoints.link_entries(spec, self._link_targets())
-                              if any(e.links for e in spec.endpoints) else ()),
+                              if not embedded and any(e.links for e in spec.endpoints) else ()),
             resolv_conf=files.resolv_conf(spec, self.config, self.host, embedded=embedded))
 
     def _link_targets(self) -> dict[str, tuple[str, str]]:
@@ -335,7 +335,7 @@ class Sandboxes:
         path = old.netns_path
         endpoint = self._plan_endpoint(old.spec, wanted, old.key, old.endpoints, undo)
         places = {**old.endpoints, endpoint.network_id: endpoint}
-        networks = self._networks_of(places)
+        networks = self.networks_of(places)
         before = endpoints.gateways(old.endpoints.values(), networks)
         after = endpoints.gateways(places.values(), networks)
         sandbox = msgspec.structs.replace(old, endpoints=places, spec=msgspec.structs.replace(
@@ -348,14 +348,14 @@ class Sandboxes:
         if new_route:
             work.append(operations.DefaultRoute(path, endpoint.ifname, after[endpoint.id],
                                                 _route_of(old, before)))
-        embedded = endpoints.has_resolver(self._networks_of(old.endpoints).values())
+        embedded = endpoints.has_resolver(self.networks_of(old.endpoints).values())
         if not embedded and endpoints.has_resolver(networks.values()):
             work.append(operations.OpenResolver(path, replace=True))
         live.sandbox = sandbox
         try:
             live.sandbox = self._with_files(live, networks)
-            work.append(operations.WriteRecord(self._record(old.id), _encode(live.sandbox)))
-            sockets = await self.thread.run(lambda kernel: _execute(kernel, path, work))
+            work.append(operations.WriteRecord(self.record_path(old.id), _encode(live.sandbox)))
+            sockets = await self.thread.run(lambda kernel: execute(kernel, path, work))
         except BaseException:
             live.sandbox = old
             raise
@@ -380,9 +380,9 @@ class Sandboxes:
             raise errdefs.NotFound(
                 f"container {old.id} is not connected to network {network.name}")
         places = {i: e for i, e in old.endpoints.items() if i != network.id}
-        networks = self._networks_of(places)
+        networks = self.networks_of(places)
         after = endpoints.gateways(places.values(), networks)
-        before = endpoints.gateways(old.endpoints.values(), self._networks_of(old.endpoints))
+        before = endpoints.gateways(old.endpoints.values(), self.networks_of(old.endpoints))
         path = old.netns_path
         live.sandbox = msgspec.structs.replace(old, endpoints=places, spec=msgspec.structs.replace(
             old.spec, endpoints=tuple(e.spec for e in places.values())))
@@ -393,8 +393,8 @@ class Sandboxes:
             if route is not None and netns.identity(path) is not None:
                 work += [operations.OpenNamespace(path),
                          operations.DefaultRoute(path, *route, None)]
-        work.append(operations.WriteRecord(self._record(old.id), _encode(live.sandbox)))
-        await self.thread.run(lambda kernel: _execute(kernel, path, work))
+        work.append(operations.WriteRecord(self.record_path(old.id), _encode(live.sandbox)))
+        await self.thread.run(lambda kernel: execute(kernel, path, work))
         self.zone.remove(gone)
         self._release(gone)
         self.resolver.change(old.id, tuple(places), internal=self._is_internal(live.sandbox))
@@ -404,7 +404,7 @@ class Sandboxes:
     async def _republish(self, live: Live) -> None:
         """Published ports lead to another endpoint now (or to none)."""
         places = live.sandbox.endpoints
-        networks = self._networks_of(places)
+        networks = self.networks_of(places)
         old = live.published
         exit_point = endpoints.published_through(places.values(), networks)
         if exit_point is None:
@@ -417,7 +417,7 @@ class Sandboxes:
             with contextlib.ExitStack() as undo:
                 self._reserve(live, networks, undo)
                 undo.pop_all()
-        record = operations.WriteRecord(self._record(live.sandbox.id), _encode(live.sandbox))
+        record = operations.WriteRecord(self.record_path(live.sandbox.id), _encode(live.sandbox))
         new = live.published
 
         def job(kernel: Kernel) -> None:
@@ -443,7 +443,7 @@ class Sandboxes:
             self.zone.add(endpoint)
             places[network] = endpoint
         live.sandbox = msgspec.structs.replace(live.sandbox, spec=spec, endpoints=places)
-        operations.WriteRecord(self._record(ident), _encode(live.sandbox)).write()
+        operations.WriteRecord(self.record_path(ident), _encode(live.sandbox)).write()
 
     # -- removal ----------------------------------------------------------------------------
 
@@ -483,7 +483,7 @@ class Sandboxes:
     def _tear_down(self, kernel: Kernel, live: Live) -> None:
         """On the namespace thread. Every step is tried; the first error is raised at the end."""
         sandbox = live.sandbox
-        record = operations.WriteRecord(self._record(sandbox.id), b"")
+        record = operations.WriteRecord(self.record_path(sandbox.id), b"")
         steps: list[Callable[[], object]] = [
             partial(operations.unpublish, kernel, self.table, live.published)]
         if sandbox.spec.mode in ("", "none"):
@@ -508,79 +508,8 @@ class Sandboxes:
             addresses.release(endpoint.ipv4)
             addresses.release(endpoint.ipv6)
 
-    def _record(self, ident: str) -> str:
+    def record_path(self, ident: str) -> str:
         return f"{self.record_folder}/{ident}.json"
-
-    # -- after a restart of the daemon ------------------------------------------------------
-
-    def records(self) -> list[Sandbox]:
-        """What the last daemon knew, as far as the namespaces are still there."""
-        found = []
-        with contextlib.suppress(FileNotFoundError):
-            for name in sorted(os.listdir(self.record_folder)):
-                if not name.endswith(".json"):
-                    continue
-                with open(f"{self.record_folder}/{name}", "rb") as file:
-                    data = file.read()
-                with contextlib.suppress(msgspec.MsgspecError):
-                    found.append(msgspec.json.decode(data, type=Sandbox))
-        return found
-
-    def elements(self, sandbox: Sandbox) -> tuple[nftables.Port, ...]:
-        """The map elements of a sandbox, from its record."""
-        places = sandbox.endpoints
-        exit_point = endpoints.published_through(places.values(), self._networks_of(places))
-        return _elements(sandbox.ports, exit_point) if exit_point is not None else ()
-
-    async def adopt(self, sandbox: Sandbox) -> bool:
-        """Serve a sandbox of the last daemon again; False when it cannot be."""
-        if any(i not in self.networks for i in sandbox.endpoints):
-            return False
-        live = Live(sandbox)
-        self.host = files.host_resolver()
-        if sandbox.spec.mode == "host" or sandbox.spec.mode.startswith("container:"):
-            self.live[sandbox.id] = live
-            return True
-        path = sandbox.netns_path
-        if netns.identity(path) is None:
-            return False
-        for endpoint in sandbox.endpoints.values():
-            addresses = self.networks.addresses[endpoint.network_id]
-            for address in (endpoint.ipv4, endpoint.ipv6):
-                if address:
-                    addresses.reserve(address)
-        networks = self._networks_of(sandbox.endpoints)
-        self._reserve_again(live, networks)
-        work: list[Operation] = [operations.OpenNamespace(path)]
-        if endpoints.has_resolver(networks.values()):
-            work.append(operations.OpenResolver(path, replace=True))
-        sockets = await self.thread.run(lambda kernel: _execute(kernel, path, work))
-        self._serve(live, sockets)
-        return True
-
-    def _reserve_again(self, live: Live, networks: dict[str, Network]) -> None:
-        """The same ports as before; one that somebody took meanwhile stays with the rules."""
-        sandbox = live.sandbox
-        exit_point = endpoints.published_through(sandbox.endpoints.values(), networks)
-        if exit_point is None:
-            return
-        for binding in sandbox.ports:
-            with contextlib.suppress(errdefs.CarrelError):
-                live.reserved += self.ports.reserve(binding, (binding.host_ip,), sandbox.id,
-                                                    optional_v6=False)
-        live.published = _elements(sandbox.ports, exit_point)
-
-
-def _elements(bindings: Iterable[PortBinding], exit_point: Endpoint) -> tuple[nftables.Port, ...]:
-    """The map elements that lead published ports to an endpoint; a host address of a family that
-    the endpoint does not have is the relay's."""
-    found = []
-    for b in bindings:
-        target = exit_point.ipv6 if ":" in b.host_ip else exit_point.ipv4
-        if target:
-            at = "" if b.host_ip in ("0.0.0.0", "::") else b.host_ip
-            found.append(nftables.Port(b.proto, at, b.host_port, target, b.container_port))
-    return tuple(found)
 
 
 def _route_of(sandbox: Sandbox, through: dict[str, tuple[str, ...]]
@@ -592,7 +521,7 @@ def _route_of(sandbox: Sandbox, through: dict[str, tuple[str, ...]]
     return None
 
 
-def _execute(kernel: Kernel, path: str, work: list[Operation]) -> _Sockets:
+def execute(kernel: Kernel, path: str, work: list[Operation]) -> _Sockets:
     """On the namespace thread: run the plan, close what it opened; the resolver's sockets."""
     try:
         plan.run(work, kernel)

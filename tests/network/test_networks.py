@@ -300,3 +300,32 @@ async def test_address_is_free_although_a_dead_connection_keeps_the_namespace(ro
                 assert (await fetch_here(address, 80)).startswith("new")
         process.kill()
         await process.wait()
+
+
+async def test_interfaces_of_others_stay(root: str) -> None:
+    subprocess.run(["ip", "link", "add", "theirs", "type", "bridge"], check=True)
+    try:
+        async with engine(root) as net:
+            with pytest.raises(errdefs.Conflict, match="interface theirs exists already"):
+                await net.create_network(NetworkSpec(name="x", options={
+                    "com.docker.network.bridge.name": "theirs"}))
+            assert len(net.networks()) == 3
+            other = Controller(root + "2", MemoryStore(), Config(bridge=net.network(
+                "bridge").bridge))
+            with pytest.raises(errdefs.Conflict, match="belongs to somebody else"):
+                await other.start()
+            await other.stop()
+            assert (await net.create_sandbox(spec(1))).endpoints
+        subprocess.run(["ip", "link", "show", "theirs"], check=True, capture_output=True)
+    finally:
+        subprocess.run(["ip", "link", "delete", "theirs"], check=True)
+
+
+async def test_two_engines_side_by_side(root: str) -> None:
+    async with engine(root) as one, engine(root + "2") as two:
+        a = await one.create_sandbox(spec(1, ports=(PortBinding(container_port=80),)))
+        b = await two.create_sandbox(spec(1, ports=(PortBinding(container_port=80),)))
+        assert one.network("bridge").pools != two.network("bridge").pools
+        async with server(a.netns_path, "one"), server(b.netns_path, "two"):
+            assert (await fetch_here("127.0.0.1", a.ports[0].host_port)).startswith("one")
+            assert (await fetch_here("127.0.0.1", b.ports[0].host_port)).startswith("two")
