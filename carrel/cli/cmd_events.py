@@ -36,11 +36,21 @@ def _line(event: dict[str, Any]) -> str:
     return text
 
 
+def _ordered(event: dict[str, Any]) -> dict[str, Any]:
+    """The fields that an event has today, without the older names of some of them."""
+    actor = event.get("Actor") or {}
+    found = {"Type": event.get("Type"), "Action": event.get("Action"),
+             "Actor": {"ID": actor.get("ID", ""),
+                       "Attributes": dict(sorted((actor.get("Attributes") or {}).items()))}}
+    found.update((k, event[k]) for k in ("scope", "time", "timeNano") if event.get(k))
+    return found
+
+
 def _formatter(format_text: str) -> Callable[[dict[str, Any]], str]:
     if not format_text:
         return lambda event: clean(_line(event))
     if format_text == "json":
-        return jsonc.dumps
+        return lambda event: jsonc.dumps(_ordered(event))
     from .gotemplate import ExecError, Template
     try:
         template = Template(format_text)

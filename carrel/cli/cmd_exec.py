@@ -27,8 +27,8 @@ def _body(app: App, options: Options, command: list[str], keys: str) -> dict[str
     body: dict[str, Any] = {
         "User": options["user"], "Privileged": options["privileged"], "Tty": options["tty"],
         "AttachStdin": attached and options["interactive"], "AttachStderr": attached,
-        "AttachStdout": attached, "DetachKeys": keys, "Env": variables or None,
-        "WorkingDir": options["workdir"], "Cmd": command,
+        "AttachStdout": attached, "Detach": options["detach"], "DetachKeys": keys,
+        "Env": variables or None, "WorkingDir": options["workdir"], "Cmd": command,
     }
     rows, columns = size(1)
     if options["tty"] and rows:

@@ -8,7 +8,7 @@ from .command import Command
 from .errors import CliError
 from .flags import Flag
 from .reference import parse
-from .tables import Listing, short_id, show
+from .tables import Listing, check_format, short_id, show
 from .terminal import warn
 
 TYPE_CHECKING = False
@@ -87,7 +87,7 @@ def rows(images: list[dict[str, Any]], *, digests: bool, all_digests: bool = Fal
                           for digest in here or [_NONE]]
         for name, values in known.items():
             found += [{**image, "repository": name, "tag": _NONE, "digest": digest}
-                      for digest in (values if digests else [""])]
+                      for digest in (values if all_digests else [""])]
     return found
 
 
@@ -116,12 +116,13 @@ def _run(app: App, options: Options, args: list[str]) -> None:
     format_text = options["format"]
     if not format_text and not options["quiet"]:
         format_text = app.config.text("imagesFormat")
+    check_format(format_text)
     images = app.engine.call("GET", "/images/json", {
         "all": options["all"], "filters": filters_json(filters)}) or []
     images.sort(key=lambda i: -int(i.get("Created") or 0))
     trunc = not options["no-trunc"]
     digests = options["digests"] or ".Digest" in format_text
-    found = rows(images, digests=digests)
+    found = rows(images, digests=digests, all_digests=options["digests"])
     if options["quiet"] and format_text in ("", "table"):
         for row in found:
             print(short_id(row["Id"]) if trunc else row["Id"])

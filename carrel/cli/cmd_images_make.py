@@ -67,8 +67,8 @@ def _commit(app: App, options: Options, args: list[str]) -> None:
         target = target.tagged()
         repository, tag = target.name, target.tag
     answer = app.engine.call("POST", "/commit", {
-        "container": args[0], "repo": repository or None, "tag": tag or None,
-        "comment": options["message"] or None, "author": options["author"] or None,
+        "container": args[0], "repo": repository, "tag": tag,
+        "comment": options["message"], "author": options["author"],
         "changes": options["change"], "pause": None if options["pause"] else "0"})
     print(answer["Id"])
 

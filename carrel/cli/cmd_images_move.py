@@ -63,8 +63,9 @@ def _push(app: App, options: Options, args: list[str]) -> None:
         if not options["quiet"]:
             print(f"Using default tag: {reference.tag}")
     response = app.engine.open(
-        "POST", f"/images/{escape(reference.name, '/')}/push",
-        {"tag": reference.tag or "", "platform": _platform(options["platform"])},
+        "POST", f"/images/{escape(reference.name, '/:')}/push",
+        {"tag": None if options["all-tags"] else reference.tag,
+         "platform": _platform(options["platform"])},
         headers={"X-Registry-Auth": auth.header(app.config, reference.domain)})
     if options["quiet"]:
         progress.drain(response.values())

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .app import App
     from .flags import Options
+    from .gotemplate import Template
 
     Getter = Callable[[str], Any]
 
@@ -74,6 +75,7 @@ def _null_text(name: str) -> str:
 
 def inspect(names: list[str], get: Getter, format_text: str) -> int:
     """Print what ``get`` finds of every name; 1 if something was missing."""
+    template = _template(format_text)
     found = []
     problems = []
     for name in names:
@@ -81,25 +83,32 @@ def inspect(names: list[str], get: Getter, format_text: str) -> int:
             found.append(get(name))
         except CliError as error:
             problems.append(error.message)
-    _print(found, format_text)
+    _print(found, format_text, template)
     for text in problems:
         warn(text)
     return 1 if problems else 0
 
 
-def _print(found: list[Any], format_text: str) -> None:
-    if not format_text:
-        sys.stdout.write((jsonc.pretty(found) if found else "[]") + "\n")
-        return
-    if format_text == "json":
-        sys.stdout.write(jsonc.dumps(found) + "\n")
-        return
-    from .gotemplate import ExecError, Template
+def _template(format_text: str) -> Template | None:
+    """A template that cannot be read is refused before the engine is asked anything."""
+    if format_text in ("", "json"):
+        return None
+    from .gotemplate import Template
     try:
-        template = Template(format_text)
+        return Template(format_text)
     except CliError as error:
         reason = error.message.removeprefix("failed to parse template: ")
         raise CliError(f"template parsing error: {reason}", 64) from None
+
+
+def _print(found: list[Any], format_text: str, template: Template | None) -> None:
+    if not format_text:
+        sys.stdout.write((jsonc.pretty(found) if found else "[]") + "\n")
+        return
+    if template is None:
+        sys.stdout.write(jsonc.dumps(found) + "\n")
+        return
+    from .gotemplate import ExecError
     if not found:
         sys.stdout.write("\n")
     terminal = is_terminal(1)

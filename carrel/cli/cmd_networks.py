@@ -168,8 +168,8 @@ def _connect(app: App, options: Options, args: list[str]) -> None:
     ipam = {"IPv4Address": options["ip"], "IPv6Address": options["ip6"],
             "LinkLocalIPs": options["link-local-ip"]}
     endpoint = {**ENDPOINT, "IPAMConfig": {k: v for k, v in ipam.items() if v},
-                "Links": options["link"] or None, "Aliases": options["alias"] or None,
-                "DriverOpts": options_text or None, "GwPriority": options["gw-priority"]}
+                "Links": options["link"] or None, "Aliases": options["alias"],
+                "DriverOpts": options_text, "GwPriority": options["gw-priority"]}
     app.engine.call("POST", f"/networks/{escape(args[0])}/connect",
                     body={"Container": args[1], "EndpointConfig": endpoint})
 

@@ -85,7 +85,7 @@ def _build_cache(app: App, filters: dict[str, list[str]], everything: bool) -> i
     """An engine without a builder has no cache: that is no error."""
     try:
         answer = app.engine.call("POST", "/build/prune", {
-            "all": everything, "filters": filters_json(filters)})
+            "all": everything, "filters": filters_json(filters) or ""})
     except EngineError as error:
         if error.status in (404, 501):
             return 0

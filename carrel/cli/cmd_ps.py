@@ -5,7 +5,7 @@ from __future__ import annotations
 from .client import filters_json
 from .command import Command
 from .flags import Flag, go_quote
-from .tables import Listing, ellipsis, short_id, show
+from .tables import Listing, check_format, ellipsis, short_id, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,9 +169,9 @@ def _run(app: App, options: Options, args: list[str]) -> None:
     compact = format_text.replace(" ", "")
     size = options["size"] or (not options.changed("size") and (
         ".Size" in compact or "json.}" in compact))
-    everything = options["all"] or limit > 0
+    check_format(format_text)
     items = app.engine.call("GET", "/containers/json", {
-        "all": everything, "limit": limit if limit > 0 else None, "size": size,
+        "all": options["all"], "limit": limit if limit > 0 else None, "size": size,
         "filters": filters_json(options["filter"]),
     }) or []
     trunc = not options["no-trunc"]

@@ -8,7 +8,7 @@ from .createbody import restart_policy
 from .errors import CliError
 from .flags import Flag
 from .optvalues import memory_swap
-from .terminal import warn
+from .terminal import clean, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def _run(app: App, options: Options, args: list[str]) -> int:
         "IOMaximumBandwidth": 0, "RestartPolicy": policy,
     }
     failed = False
+    warnings: list[str] = []
     for container in args:
         try:
             answer = app.engine.call("POST", f"/containers/{escape(container)}/update", body=body)
@@ -67,8 +68,9 @@ def _run(app: App, options: Options, args: list[str]) -> int:
             failed = True
             continue
         print(container)
-        for text in (answer or {}).get("Warnings") or []:
-            warn(text)
+        warnings += (answer or {}).get("Warnings") or []
+    if warnings:
+        print(clean("\n".join(warnings)))
     return 1 if failed else 0
 
 

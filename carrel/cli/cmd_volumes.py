@@ -80,7 +80,7 @@ def _create(app: App, options: Options, args: list[str]) -> None:
             "Labels": {k: v for k, _, v in (i.partition("=") for i in options["label"])},
             "Name": args[0] if args else options["name"]}
     answer = app.engine.call("POST", "/volumes/create",
-                             body={k: v for k, v in body.items() if k == "Labels" or v != ""})
+                             body={k: v for k, v in body.items() if v})
     print(answer["Name"])
 
 

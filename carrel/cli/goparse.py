@@ -170,7 +170,7 @@ class Parser:
             end += 1
         word = text[at:end]
         if char == ".":
-            if end >= len(text):
+            if end >= len(text) and word == ".":
                 raise self.fail(f"illegal number syntax: {go_quote(word)}", at)
             if word[1:2].isdigit():
                 raise self.fail(f'bad number syntax: "{word}"', at)
@@ -270,6 +270,11 @@ class Parser:
             else:
                 operand, i = self.operand(tokens, i)
                 commands[-1].append(operand)
+        for command in commands:
+            if len(command) > 1 and command[0].kind == "func":
+                # errors name the whole call
+                last = command[-1]
+                command[0].source = self.text[command[0].at:last.at + len(last.source)]
         if not commands[-1]:
             raise self.fail("missing value for command", tokens[0].at if tokens else self.at)
         return commands

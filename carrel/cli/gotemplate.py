@@ -166,6 +166,8 @@ class _Run:
 
     def field(self, operand: Operand, value: Any, name: str, arguments: list[Any]) -> Any:
         if isinstance(value, dict):
+            if arguments:
+                raise self.fail(operand, f"{name} is not a method but has arguments")
             if name in value:
                 return value[name]
             raise self.fail(operand, f"map has no entry for key {go_quote(name)}")
@@ -180,7 +182,10 @@ class _Run:
                 raise self.fail(operand, f"can't evaluate field {name} in type {self.kind}"
                                 ) from None
             except TypeError:
-                raise self.fail(operand, f"wrong number of args for {name}") from None
+                wanted = int(name in value.listing.with_argument) if hasattr(
+                    value, "listing") else 0
+                raise self.fail(operand, f"wrong number of args for {name}: want {wanted} got "
+                                f"{len(arguments)}") from None
         raise self.fail(operand, f"can't evaluate field {name} in type {go_type(value)}")
 
 

@@ -99,6 +99,13 @@ def render(listing: Listing, items: Iterable[Any], format_text: str = "", *, tru
         raise CliError(f"failed to execute template: {error}") from None
 
 
+def check_format(format_text: str) -> None:
+    """CliError for a template that cannot be read, before the engine is asked anything."""
+    if "{{" in format_text:
+        from .gotemplate import Template
+        Template(format_text)
+
+
 def _by_template(listing: Listing, items: Iterable[Any], format_text: str, trunc: bool) -> str:
     from .gotemplate import Template
     table = format_text.startswith("table")

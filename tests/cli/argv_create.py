@@ -1,5 +1,6 @@
 """Command lines of create and run whose JSON must be Docker's, and some that are refused."""
 
+# ruff: noqa: E501  (a command line is a line)
 from __future__ import annotations
 
 #: files that the command lines name, below the working directory of the test

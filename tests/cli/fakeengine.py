@@ -34,7 +34,7 @@ class Request:
         shown: dict[str, Any] = {"method": self.method, "path": self.path}
         if self.query:
             shown["query"] = {
-                k: json.loads(v) if v[:1] in "{[" else v for k, v in self.query.items()}
+                k: json.loads(v) if v.startswith(("{", "[")) else v for k, v in self.query.items()}
         if self.body:
             try:
                 shown["body"] = json.loads(self.body)
@@ -148,7 +148,8 @@ def _write(connection: socket.socket, request: Request, answer: Answer) -> bool:
         time.sleep(0.01)
         return False
     if answer.raw:
-        data, kind = answer.raw, "application/octet-stream"
+        data = answer.raw
+        kind = answer.headers.pop("Content-Type", "application/octet-stream")
     elif answer.body is None:
         data, kind = b"", ""
     elif isinstance(answer.body, str):

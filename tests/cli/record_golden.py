@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ def run(docker: str, engine: FakeEngine, argv: list[str], folder: str,
     """One call of the docker command."""
     environment = {"PATH": os.environ["PATH"], "HOME": folder, "DOCKER_HOST": engine.host,
                    "DOCKER_CONFIG": f"{folder}/config", **argv_create.ENVIRONMENT}
+    shutil.rmtree(f"{folder}/config", ignore_errors=True)
     result = subprocess.run([docker, *argv], cwd=folder, env=environment, input=stdin,
                             capture_output=True, text=True, timeout=20, check=False)
     return {"requests": engine.take(), "out": result.stdout.replace(folder, "FOLDER"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Outcome:
     def __init__(self, engine: FakeEngine, folder: Path, line: str,
                  monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
         monkeypatch.chdir(folder)
+        shutil.rmtree(folder / "config", ignore_errors=True)
         for name in ("DOCKER_CONTEXT", "CARREL_HOST", "CARREL_CONTEXT", "DOCKER_API_VERSION",
                      "DOCKER_DEFAULT_PLATFORM", "UNSET_OF_TEST"):
             monkeypatch.delenv(name, raising=False)
@@ -68,6 +70,7 @@ def as_carrel(text: str) -> str:
     text = re.sub(r"'docker( [a-z]+)*( --help)?'", lambda m: m[0].replace("docker", "carrel"),
                   text)
     text = re.sub(r"^(Usage: +)docker", r"\1carrel", text, flags=re.MULTILINE)
+    text = re.sub(r"(unknown command: )docker", r"\1carrel", text)
     return re.sub(r"^docker: ", "carrel: ", text, flags=re.MULTILINE)
 
 
@@ -101,3 +104,46 @@ def test_refused_as_docker_refuses(line: str, engine: FakeEngine, folder: Path,
     assert not [r for r in got.requests if r["path"] != "/containers/create"]
     assert got.code == wanted["code"], got.err
     assert got.err == as_carrel(wanted["err"])
+
+
+OTHER = load("other")
+#: where carrel asks less of the engine (or later) than docker, with the same result
+LEAN = re.compile(
+    r"exec .*"                       # docker looks whether the container exists first
+    r"|attach gone"                  # docker asks for the end before it looks at the answer
+    r"|inspect (web )?gone"          # docker looks for plug-ins and swarm objects too
+    r"|network rm .*"                # docker looks at the network first
+    r"|ps --format .*(Label|Nope|index).*")  # docker tries the template on an empty row first
+#: where carrel says it in other words
+OWN_WORDS = re.compile(r"login .*|network rm gone")
+AGES = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d")
+
+
+def _in_order(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Requests for several containers are sent at once, in no order."""
+    return sorted(requests, key=lambda r: json.dumps(r, sort_keys=True))
+
+
+def _settled(line: str, text: str) -> str:
+    """Without the time of day in what ages, and the order that docker leaves to chance."""
+    if line.startswith(("ps", "history")):
+        text = AGES.sub("TIME", text)
+    if line.startswith("images"):
+        text = "".join(sorted(text.splitlines(keepends=True)))
+    return as_carrel(text)
+
+
+@pytest.mark.parametrize("line", sorted(OTHER))
+def test_other_commands_do_as_docker_does(line: str, engine: FakeEngine, folder: Path,
+                                          monkeypatch: pytest.MonkeyPatch,
+                                          capfd: pytest.CaptureFixture[str]) -> None:
+    wanted = OTHER[line]
+    got = Outcome(engine, folder, line, monkeypatch, capfd)
+    if LEAN.fullmatch(line):
+        sent = [r for r in got.requests if r["method"] != "GET"]
+        assert all(r in wanted["requests"] for r in sent) or wanted["code"]
+    else:
+        assert _in_order(got.requests) == _in_order(wanted["requests"]), got.err
+    assert (got.code, _settled(line, got.out)) == (wanted["code"], _settled(line, wanted["out"]))
+    if not OWN_WORDS.fullmatch(line):
+        assert got.err == as_carrel(wanted["err"])

@@ -53,7 +53,7 @@ class Terminal:
 
         self.process = subprocess.Popen(
             [CARREL, *argv], env=live.environment, stdin=slave, stdout=slave, stderr=slave,
-            start_new_session=True, preexec_fn=own_terminal)
+            start_new_session=True, preexec_fn=own_terminal)  # noqa: PLW1509
         self.text = b""
 
     def resize(self, rows: int, columns: int) -> None:
