@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from carrel.containerd import unpack, whiteout
+from carrel.containerd.removal import remove_tree
 from carrel.containerd.tarstream import BadArchive, TarReader, number
 from carrel.containerd.unpack import Extractor
 from tests.images import entry, layer
@@ -106,6 +107,7 @@ def escapes(outside: str) -> dict[str, list[Member]]:
         "hard link up": [entry("h", f"=>{UP}{victim}")],
         "hard link to symlink": [entry("s", f"->{victim}"), entry("h", "=>s"),
                                  entry("h", b"x")],
+        "hard link that stays to symlink": [entry("s", f"->{victim}"), entry("h", "=>s")],
         "hard link through symlink": [entry("l", f"->{outside}"), entry("h", "=>l/file"),
                                       entry("h", b"x")],
         "hard link into symlink": [entry("f", b"x"), entry("l", f"->{outside}"),
@@ -266,7 +268,10 @@ def test_attributes(tmp_path: Path) -> None:
 def test_last_of_equal_names_wins(tmp_path: Path) -> None:
     apply(layer([entry("a", b"1"), entry("a", b"2"), entry("d", None), entry("d/x", b""),
                  entry("d", b"now a file"), entry("s", "->a"), entry("s", b"now a file"),
-                 entry("f", b""), entry("f", None), entry("f/y", b"3")]), tmp_path)
+                 entry("f", b""), entry("f", None), entry("f/y", b"3"),
+                 entry("g", None), entry("g/h", None), entry("g/h/1", b""), entry("g", b""),
+                 entry("g", None), entry("g/h", None), entry("g/h/2", b"")]), tmp_path)
+    assert os.listdir(tmp_path / "g/h") == ["2"]
     assert (tmp_path / "a").read_bytes() == b"2"
     assert (tmp_path / "d").read_bytes() == b"now a file"
     assert not (tmp_path / "s").is_symlink()
@@ -321,9 +326,15 @@ def test_deep_and_long_names(tmp_path: Path) -> None:
     deep = "/".join(f"d{n}" for n in range(255))
     apply(layer({deep + "/file": b"x"}), tmp_path)
     assert sum(1 for _ in os.walk(tmp_path)) == 256
+    (tmp_path / "deeper").mkdir()
     too_deep = "/".join(["d"] * 3000)
-    with pytest.raises((BadArchive, OSError)):
-        apply(layer({too_deep: b"x"}), tmp_path)
+    try:
+        with pytest.raises((BadArchive, OSError)):
+            apply(layer({too_deep: b"x"}), tmp_path / "deeper")
+    finally:
+        fd = unpack.open_root(str(tmp_path))
+        remove_tree(fd, "deeper")   # pytest's own cleaning recurses
+        os.close(fd)
     with pytest.raises((BadArchive, OSError)):
         apply(layer({"n" * 300: b"x"}), tmp_path)
 
