@@ -75,7 +75,18 @@ def _resolved(data: str) -> str:
 
 
 def is_mounted(volume: Volume) -> bool:
-    return os.path.ismount(volume.mountpoint)
+    """By the mount's number: a bind of the same file system has the same device as its parent,
+    which is all that ``os.path.ismount`` looks at."""
+    return _mount_id(volume.mountpoint) != _mount_id(os.path.dirname(volume.mountpoint))
+
+
+def _mount_id(path: str) -> str:
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            return next(line for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
 
 
 def mount(volume: Volume) -> None:
