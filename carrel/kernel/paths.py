@@ -42,7 +42,7 @@ def make_directory(kernel: Any, root_fd: int, path: str, mode: int = 0o755) -> i
     """Open the directory ``path``, made with its parents where missing."""
     fd = find_in_root(kernel, root_fd, path)
     if fd >= 0:
-        if not S_ISDIR(os.fstat(fd).st_mode):
+        if not S_ISDIR(kernel.fstat(fd).st_mode):
             kernel.close(fd)
             raise NotADirectoryError(ENOTDIR, "Not a directory", path)
         return fd
@@ -78,7 +78,7 @@ def _create(kernel: Any, root_fd: int, path: str, mode: int, *, directory: bool)
         parent = _open_plain(kernel, root_fd, done)
         try:
             try:
-                found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                found = kernel.lstatat(parent, name)
             except FileNotFoundError:
                 _make_entry(kernel, parent, name, mode, as_directory=directory or bool(todo))
                 done.append(name)
@@ -87,7 +87,7 @@ def _create(kernel: Any, root_fd: int, path: str, mode: int, *, directory: bool)
                 links += 1
                 if links > _MAX_LINKS:
                     raise OSError(ELOOP, "Too many levels of symbolic links", path)
-                target = os.readlink(name, dir_fd=parent)
+                target = kernel.readlinkat(parent, name)
                 if target.startswith("/"):
                     done.clear()
                 todo.extend(c for c in reversed(target.split("/")) if c not in ("", "."))
@@ -117,11 +117,11 @@ def _make_entry(kernel: Any, parent: int, name: str, mode: int, *, as_directory:
             raise
 
 
-def is_symlink(root_fd: int, path: str) -> bool:
+def is_symlink(kernel: Any, root_fd: int, path: str) -> bool:
     """Whether the last component of ``path`` itself is a symlink (an early check
     for a clear message; safety does not rest on it)."""
     try:
-        return S_ISLNK(os.stat(path.lstrip("/"), dir_fd=root_fd, follow_symlinks=False).st_mode)
+        return S_ISLNK(kernel.lstatat(root_fd, path.lstrip("/")).st_mode)
     except OSError as error:
         if error.errno in (ENOENT, ENOTDIR, ELOOP, EXDEV):
             return False

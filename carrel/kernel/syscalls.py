@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
+from fcntl import ioctl as _ioctl
 from time import monotonic_ns
 
 from carrel.kernel import record
@@ -256,6 +257,39 @@ def openat(dirfd: int, name: str, flags: int, mode: int = 0o600) -> int:
 
 def fchown(fd: int, uid: int, gid: int) -> None:
     _recorded("fchown", (fd, uid, gid), os.fchown, fd, uid, gid)
+
+
+def fstat(fd: int) -> os.stat_result:
+    return os.fstat(fd)
+
+
+def lstatat(dirfd: int, name: str) -> os.stat_result:
+    return os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+
+
+def readlinkat(dirfd: int, name: str) -> str:
+    return os.readlink(name, dir_fd=dirfd)
+
+
+def unlinkat(dirfd: int, name: str) -> None:
+    _recorded("unlinkat", (dirfd, name), os.unlink, name, dir_fd=dirfd)
+
+
+def lchownat(dirfd: int, name: str, uid: int, gid: int) -> None:
+    _recorded("fchownat", (dirfd, name, uid, gid), os.chown, name, uid, gid, dir_fd=dirfd,
+              follow_symlinks=False)
+
+
+def chdir(path: str) -> None:
+    _recorded("chdir", (path,), os.chdir, path)
+
+
+def dup2(fd: int, number: int) -> None:
+    os.dup2(fd, number)
+
+
+def ioctl(fd: int, request: int, argument: Any = 0) -> Any:
+    return _recorded("ioctl", (fd, request), _ioctl, fd, request, argument)
 
 
 def fchdir(fd: int) -> None:

@@ -29,13 +29,13 @@ def open_pair(kernel: Any, devpts_fd: int) -> tuple[int, int]:
     is opened for it.
     """
     master = int(kernel.openat(devpts_fd, "ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW))
-    found = os.fstat(master)
+    found = kernel.fstat(master)
     if not S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(5, 2):
-        os.close(master)
+        kernel.close(master)
         raise OSError(EINVAL, "/dev/pts/ptmx is not a terminal multiplexer")
-    ioctl(master, TIOCSPTLCK, pack("i", 0))
-    slave = ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    return master, slave
+    kernel.ioctl(master, TIOCSPTLCK, pack("i", 0))
+    slave = kernel.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    return master, int(slave)
 
 
 def name(master: int) -> str:

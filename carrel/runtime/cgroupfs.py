@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from errno import EPERM
-from os import fstat
 from stat import S_ISDIR
 
 from carrel.kernel import paths, syscalls
@@ -94,7 +93,7 @@ class MountCgroups(MountOperation):
     def _bound(self, kernel: Any, entry: dict[str, Any], attributes: int) -> int:
         tree = int(kernel.open_tree(syscalls.AT_FDCWD, entry["source"],
                                     syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE))
-        assert S_ISDIR(fstat(tree).st_mode)
+        assert S_ISDIR(kernel.fstat(tree).st_mode)
         kernel.mount_setattr(tree, 0, attributes)
         return tree
 

@@ -35,8 +35,8 @@ class Child:
     """Everything the child needs, made by the parent before the clone."""
 
     __slots__ = ("after_go", "argv", "before", "born_in_cgroup", "cgroup", "clone_again",
-                 "early", "env", "fifo_fd", "install_filter", "joins", "keep_fds", "kernel",
-                 "preserve_fds", "stdio", "terminal", "unshare_flags", "view", "wait_for_maps")
+                 "early", "env", "fifo_fd", "filtered", "install_filter", "joins", "keep_fds",
+                 "kernel", "preserve_fds", "stdio", "terminal", "unshare_flags", "view", "wait_for_maps")
 
     def __init__(self, view: View, kernel: Any) -> None:
         self.view = view
@@ -44,6 +44,7 @@ class Child:
         self.early: list[Operation] = []       # before namespaces are joined
         self.before: list[Operation] = []      # up to the wait for start
         self.after_go: list[Operation] = []    # between start and execve
+        self.filtered: list[Operation] = []    # under the seccomp filter: startContainer hooks
         self.argv: list[bytes] = []
         self.env: list[bytes] = []
         self.stdio: tuple[int, int, int] | None = None
@@ -86,8 +87,12 @@ def run(child: Child, report: Report) -> NoReturn:
             record.current_step = operation.step
             operation.execute(child.kernel)
         current = None
+        _last_steps(child)
+        for operation in child.filtered:
+            current = operation
+            record.current_step = operation.step
+            operation.execute(child.kernel)
         record.current_step = "exec"
-        _last_steps(child, report)
         current = Execute(path)
         current.execute_with(child)
     except BaseException as error:
@@ -223,7 +228,7 @@ def _wait_for_start(child: Child) -> int:
     return fifo
 
 
-def _last_steps(child: Child, report: Report) -> None:
+def _last_steps(child: Child) -> None:
     # Whatever an operation left open is gone with execve; 0, 1, 2 and what the
     # caller wants preserved stay.
     child.kernel.close_range(3 + child.preserve_fds, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
@@ -231,8 +236,7 @@ def _last_steps(child: Child, report: Report) -> None:
         os.set_inheritable(fd, True)
     if child.install_filter is not None:
         record.current_step = "seccomp"
-        child.install_filter(child, report)
-        record.current_step = "exec"
+        child.install_filter(child)
 
 
 def find_program(child: Child) -> bytes:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from carrel.runtime.child import Child
     from carrel.runtime.create import Maker
-    from carrel.runtime.report import Report
     from carrel.runtime.view import View
 
     Spec = dict[str, Any]
@@ -95,7 +94,7 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
     if all_hooks.get("startContainer"):
         point = RunHooks(all_hooks["startContainer"], "startContainer",
                          maker.oci_state("created", 0), child.env)
-        child.after_go.append(point)
+        child.filtered.append(point)
     child.after_go.extend(after)
     finish_rights(child, rights, process, linux.get("seccomp"), maker.settings.seccomp_cache)
 
@@ -128,12 +127,12 @@ def finish_rights(child: Child, rights: planner.Rights, process: Spec, filter_sp
     if process.get("noNewPrivileges"):
         child.after_go.append(rights.final)
 
-        def install(child: Child, report: Report) -> None:
+        def install(child: Child) -> None:
             program.install()
     else:
         child.after_go.append(rights.final.with_admin())
 
-        def install(child: Child, report: Report) -> None:
+        def install(child: Child) -> None:
             program.install()
             rights.final.execute(child.kernel)
     child.install_filter = install

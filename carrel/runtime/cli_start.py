@@ -8,11 +8,13 @@ from carrel.errdefs import CarrelError, InvalidParameter
 from carrel.oci import json
 from carrel.runtime import container as containers
 from carrel.runtime import create as creation
-from carrel.runtime import errors, state
+from carrel.runtime import errors, log, state
 from carrel.runtime.foreground import Foreground, take_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from carrel.runtime.arguments import Parsed
     from carrel.runtime.main import Context
 
@@ -127,6 +129,8 @@ def _create(context: Context, given: Parsed, *, detached: bool,
     stdio = None
     if foreground is not None and process.get("terminal"):
         foreground.prepare_terminal()
+    if log.debug_on:
+        _describe(spec)
     made = creation.create(given.rest[0], bundle, context.root, spec=spec, stdio=stdio,
                            settings=settings)
     try:
@@ -135,6 +139,16 @@ def _create(context: Context, given: Parsed, *, detached: bool,
         _destroy(made)
         raise
     return made
+
+
+def _describe(spec: dict[str, Any]) -> None:
+    """What a --debug reader asks first."""
+    linux = spec.get("linux") or {}
+    log.debug("namespaces: " + ", ".join(n["type"] + (f"={n['path']}" if n.get("path") else "")
+                                         for n in linux.get("namespaces") or ()))
+    if linux.get("seccomp"):
+        from carrel.kernel import seccomp
+        log.debug(f"seccomp filter flags: {seccomp.flags(linux['seccomp'])}")
 
 
 def _hand_out(given: Parsed, made: containers.Container | containers.Process, pid: int,

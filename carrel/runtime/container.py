@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from errno import ENOENT, ENXIO, ESRCH
+from errno import ESRCH
 from select import POLLIN, poll
 from time import monotonic, sleep
 
 from carrel.errdefs import Conflict, InvalidParameter, NotFound
 from carrel.kernel import cgroup, syscalls
 from carrel.oci import json, runtime_spec
-from carrel.runtime import errors
+from carrel.runtime import errors, warnings
 from carrel.runtime import state as state_files
 
 TYPE_CHECKING = False
@@ -254,7 +254,7 @@ class Container:
             try:
                 hooks.run(hook, 0, "poststop", json.dumps(self.oci_state(STOPPED)).encode())
             except OSError as error:
-                warn(f"poststop hook failed: {errors.message(error)}")
+                warnings.warn(f"poststop hook failed: {errors.message(error)}")
 
     def oci_state(self, status: str = "") -> Spec:
         status = status or self.status
@@ -276,14 +276,6 @@ class Container:
             self._cgroup.close()
 
 
-warnings: list[str] = []
-
-
-def warn(text: str) -> None:
-    """Kept for the edge (command line, shim), which writes them to its log."""
-    warnings.append(text)
-
-
 def load(id: str, root: str) -> Container:
     """The container ``id`` as its state folder describes it."""
     try:
@@ -300,5 +292,3 @@ def state(container: Container) -> Spec:
     found["owner"] = ""
     return found
 
-
-_ = (ENOENT, ENXIO)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from carrel.errdefs import InvalidParameter, NotImplementedYet
+from carrel.errdefs import InvalidParameter
 from carrel.kernel import cgroup, syscalls, terminal
 from carrel.kernel.plan import Operation
 from carrel.kernel.plan import run as run_plan
@@ -124,7 +124,7 @@ class Maker:
         child.stdio = stdio
         child.terminal = bool(process.get("terminal"))
         child.preserve_fds = self.settings.preserve_fds
-        self.view.null_fd = self._keep(inside.open_null())
+        self.view.null_fd = self._keep(inside.open_null(self.kernel))
         size = process.get("consoleSize")
         self.view.console_size = console_size or (
             (size["height"], size["width"]) if size else None)
@@ -205,9 +205,7 @@ class Maker:
         """Answer the child until it waits for start; write the state."""
         start = self.launch
         assert start.socket is not None and start.child is not None
-        if start.child.fifo_fd >= 0:
-            os.close(start.child.fifo_fd)
-        notify = -1
+        launch.close_fifo(start)
         while True:
             packet, fds = report.receive(start.socket)
             kind = packet[:1]
@@ -232,10 +230,6 @@ class Maker:
                 start.socket.send(b"G%d" % start.pid)
             elif kind == b"T":
                 self.console = fds[0]
-            elif kind == b"N":
-                notify = fds[0]
-                self._hand_over_listener(notify)
-                start.socket.send(b"G")
             else:
                 raise self._vanished()
         return self._made()
@@ -325,9 +319,6 @@ class Maker:
         finally:
             self.kernel.close(fd)
 
-    def _hand_over_listener(self, fd: int) -> None:
-        raise NotImplementedYet("seccomp notify listener is not built yet")
-
     def _close_helper(self) -> None:
         if self.helper is not None:
             self.helper.close()
@@ -338,8 +329,6 @@ class Maker:
         for fd in self.descriptors:
             os.close(fd)
         self.descriptors.clear()
-        if self.launch.cgroup is not None and self.console == -2:
-            self.launch.cgroup.close()
 
 
 class KeepCgroupDescriptors(Operation):

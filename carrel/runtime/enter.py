@@ -118,7 +118,7 @@ class Entry:
     def plan(self, seccomp_cache: str | None, cgroups: list[str]) -> None:
         container, child, view = self.container, self.child, self.view
         process = self._with_defaults()
-        self.view.null_fd = self._keep(inside.open_null())
+        self.view.null_fd = self._keep(inside.open_null(self.kernel))
         fill_process(child, process)
         interpreter()
         pidfd = container.open_pidfd()
@@ -136,7 +136,8 @@ class Entry:
         plan.append(OpenRoot(view))
         if not container.record.get("noNewKeyring"):
             plan.append(identity.JoinKeyring(f"_ses.{container.id}"))
-        plan.extend(planner.plan_schedule(process, self._memory_free(), self._affinity(process)))
+        plan.extend(planner.plan_schedule(process, self._shared_settings(),
+                                          self._affinity(process)))
         if child.terminal:
             plan.append(inside.OpenTerminal(view))
         if process.get("oomScoreAdj") is not None:
@@ -149,10 +150,10 @@ class Entry:
         plan.extend(planner.plan_labels(process, {}, view))
         childplan.finish_rights(child, rights, process, linux.get("seccomp"), seccomp_cache)
 
-    def _memory_free(self) -> Spec:
+    def _shared_settings(self) -> Spec:
         """Of the container's settings what every one of its processes has."""
         linux = self.container.spec.get("linux") or {}
-        return {"personality": linux["personality"]} if linux.get("personality") else {}
+        return {key: linux[key] for key in ("personality", "memoryPolicy") if key in linux}
 
     def _affinity(self, process: Spec) -> list[int]:
         affinity = process.get("execCPUAffinity") or (

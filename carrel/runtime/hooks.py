@@ -4,6 +4,7 @@ fixed points of a container's life with its state on their stdin."""
 from __future__ import annotations
 
 import os
+from _signal import strsignal  # type: ignore[import-not-found]
 from errno import ETIMEDOUT
 from select import POLLIN, poll
 from time import monotonic
@@ -56,7 +57,9 @@ def run(hook: dict[str, Any], index: int, point: str, state: bytes,
                                     f"specified timeout of {float(hook['timeout']):.1f}s")
     if status:
         code = os.waitstatus_to_exitcode(status)
-        how = f"exit status {code}" if code >= 0 else f"signal: {-code}"
+        how = f"exit status {code}"
+        if code < 0:
+            how = f"signal: {(strsignal(-code) or str(-code)).lower()}"
         raise HookFailed(0, f"error running {point} hook #{index}: {how}, "
                             f"stdout: , stderr: {text}")
 

@@ -132,7 +132,7 @@ def home_of(kernel: Any, root_fd: int, uid: int) -> bytes:
     except OSError:
         return b""
     try:
-        if not S_ISREG(os.fstat(fd).st_mode):
+        if not S_ISREG(kernel.fstat(fd).st_mode):
             return b""
         wanted, text = b"%d" % uid, b""
         while len(text) < _PASSWD_LIMIT:
@@ -200,7 +200,7 @@ class ChangeDirectory(Operation):
         if self.view.in_directory:
             return
         try:
-            os.chdir(self.path)
+            kernel.chdir(self.path)
         except OSError as error:
             if self.tolerant and error.errno in (EACCES, EPERM):
                 return  # the user may have the access that root lacks: tried again later
@@ -303,7 +303,7 @@ class NewSession(Operation):
             return
         terminal.make_controlling(slave)
         for fd in (0, 1, 2):
-            os.dup2(slave, fd)
+            kernel.dup2(slave, fd)
         if slave > 2:
             kernel.close(slave)
 
@@ -327,7 +327,7 @@ class OwnStdio(Operation):
         null = os.makedev(1, 3)
         for fd in (0, 1, 2):
             try:
-                found = os.fstat(fd)
+                found = kernel.fstat(fd)
             except OSError:
                 continue
             if found.st_uid == self.uid or found.st_rdev == null:

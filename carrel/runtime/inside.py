@@ -68,7 +68,7 @@ class OpenNull(Operation):
         return "open /dev/null of the host"
 
     def execute(self, kernel: Any) -> None:
-        self.view.null_fd = open_null()
+        self.view.null_fd = open_null(kernel)
 
 
 class MakeTimeNamespace(Operation):
@@ -199,21 +199,22 @@ class MakeDevices(MountOperation):
                 kernel.mknodat(parent, name, DEVICE_TYPES[kind] | mode, number)
             except OSError as error:
                 if error.errno == EEXIST:
-                    self._same_or_fail(parent, name, kind, number, path)
+                    self._same_or_fail(kernel, parent, name, kind, number, path)
                 elif error.errno == EPERM:
                     self._bind(kernel, path)
                     return
                 else:
                     raise
             if uid or gid:
-                os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+                kernel.lchownat(parent, name, uid, gid)
         finally:
             if own:
                 kernel.close(parent)
 
     @staticmethod
-    def _same_or_fail(parent: int, name: str, kind: str, number: int, path: str) -> None:
-        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    def _same_or_fail(kernel: Any, parent: int, name: str, kind: str, number: int,
+                      path: str) -> None:
+        found = kernel.lstatat(parent, name)
         if (found.st_mode & 0o170000) != DEVICE_TYPES[kind] or (
                 kind != "p" and found.st_rdev != number):
             raise OSError(EEXIST, "container image has a different file where a device belongs",
@@ -259,7 +260,7 @@ class MakeDevLinks(MountOperation):
                 _link(kernel, "/proc/kcore", dev, "core")
             # A ptmx of the image would be that of another devpts instance.
             try:
-                os.unlink("ptmx", dir_fd=dev)
+                kernel.unlinkat(dev, "ptmx")
             except FileNotFoundError:
                 pass
             kernel.symlinkat("pts/ptmx", dev, "ptmx")
@@ -360,12 +361,12 @@ class OpenTerminal(MountOperation):
         open_terminal(kernel, self.view)
 
 
-def open_null() -> int:
+def open_null(kernel: Any) -> int:
     """The host's /dev/null, verified to be it: what masks a file must not be a
     symlink or a plain file that somebody put there."""
-    fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    found = os.fstat(fd)
+    fd = kernel.openat(syscalls.AT_FDCWD, "/dev/null", os.O_RDWR | os.O_NOFOLLOW)
+    found = kernel.fstat(fd)
     if not S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(1, 3):
-        os.close(fd)
+        kernel.close(fd)
         raise OSError(ENOENT, "/dev/null is not the null device (char 1:3)", "/dev/null")
-    return fd
+    return int(fd)

@@ -107,10 +107,11 @@ class MakeFifo(Operation):
         kernel.mkfifo(self.launch.fifo_path, 0o600)
         os.chmod(self.launch.fifo_path, 0o622)
         assert self.launch.child is not None
-        fd = os.open(self.launch.fifo_path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
-        self.launch.child.fifo_fd = fd
+        self.launch.child.fifo_fd = os.open(self.launch.fifo_path,
+                                            os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def undo(self, kernel: Any) -> None:
+        close_fifo(self.launch)
         _unlink(self.launch.fifo_path)
 
     def shell(self) -> str:
@@ -216,6 +217,13 @@ def kill_and_reap(launch: Launch) -> None:
             raise
     os.close(launch.pidfd)
     launch.pid, launch.pidfd = 0, -1
+
+
+def close_fifo(launch: Launch) -> None:
+    """Our descriptor of it; the child has its own since the clone."""
+    if launch.child is not None and launch.child.fifo_fd >= 0:
+        os.close(launch.child.fifo_fd)
+        launch.child.fifo_fd = -1
 
 
 def _unlink(path: str) -> None:

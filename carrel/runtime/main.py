@@ -124,8 +124,8 @@ def _failed(error: BaseException) -> int:
 
 
 def _flush_warnings() -> None:
-    module = sys.modules.get("carrel.runtime.container")
-    for text in getattr(module, "warnings", ()):
+    module = sys.modules.get("carrel.runtime.warnings")
+    for text in module.take() if module is not None else ():
         log.warning(text)
 
 

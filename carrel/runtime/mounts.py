@@ -144,7 +144,7 @@ class Mount(MountOperation):
         data = list(self.options.data)
         attributes = self.options.attr_set
         if self.fstype == "tmpfs" and self.options.value("mode") is None and existed:
-            data.append(f"mode={os.fstat(target).st_mode & 0o7777:o}")
+            data.append(f"mode={kernel.fstat(target).st_mode & 0o7777:o}")
         if self.read_only_late:
             attributes &= ~syscalls.MOUNT_ATTR_RDONLY
         tree = new_filesystem(kernel, self.fstype, self.source, data, self.options.superblock,
@@ -165,11 +165,11 @@ class Mount(MountOperation):
     def _target(self, kernel: Any) -> tuple[int, bool]:
         """(the directory to mount on, whether it was there already)"""
         root = self.view.root_fd
-        if self.fstype in ("proc", "sysfs") and paths.is_symlink(root, self.destination):
+        if self.fstype in ("proc", "sysfs") and paths.is_symlink(kernel, root, self.destination):
             raise OSError(EINVAL, f'filesystem "{self.fstype}" must be mounted on ordinary '
                                   f"directory", self.destination)
         found = paths.find_in_root(kernel, root, self.destination)
-        if found >= 0 and S_ISDIR(os.fstat(found).st_mode):
+        if found >= 0 and S_ISDIR(kernel.fstat(found).st_mode):
             return found, True
         if found >= 0:
             kernel.close(found)
@@ -208,7 +208,7 @@ class BindMount(MountOperation):
                 kernel.mount_setattr(
                     tree, syscalls.AT_RECURSIVE if options.idmap == "ridmap" else 0,
                     syscalls.MOUNT_ATTR_IDMAP, userns_fd=self.map_fd)
-        if S_ISDIR(os.fstat(tree).st_mode):
+        if S_ISDIR(kernel.fstat(tree).st_mode):
             target = paths.make_directory(kernel, self.view.root_fd, self.destination)
         else:
             target = paths.make_file(kernel, self.view.root_fd, self.destination)
@@ -254,7 +254,7 @@ class MaskPath(MountOperation):
         target = paths.find_in_root(kernel, self.view.root_fd, self.destination)
         if target < 0:
             return
-        if S_ISDIR(os.fstat(target).st_mode):
+        if S_ISDIR(kernel.fstat(target).st_mode):
             tree = new_filesystem(kernel, "tmpfs", "tmpfs", ["nr_blocks=1", "nr_inodes=1"], (),
                                   syscalls.MOUNT_ATTR_RDONLY)
         else:
@@ -290,7 +290,7 @@ class MaskPaths(MountOperation):
             target = paths.find_in_root(kernel, root, path)
             if target < 0:
                 continue
-            if S_ISDIR(os.fstat(target).st_mode):
+            if S_ISDIR(kernel.fstat(target).st_mode):
                 if empty < 0:
                     empty = new_filesystem(kernel, "tmpfs", "tmpfs",
                                            ["nr_blocks=1", "nr_inodes=1"], (),
@@ -375,14 +375,15 @@ class PivotRoot(MountOperation):
         return "pivot_root into the container"
 
     def execute(self, kernel: Any) -> None:
+        old = kernel.open_tree(syscalls.AT_FDCWD, "/", 0)
         kernel.fchdir(self.view.root_fd)
-        # put_old on top of the new root: no directory for it is needed, and
-        # "." is then the old root, which is dropped by descriptor-free umount.
+        # put_old on top of the new root: no directory for it is needed
         kernel.pivot_root(".", ".")
-        old = kernel.open_tree(syscalls.AT_FDCWD, ".", 0)
+        # nothing that happens to the old root from here on may reach the host
         kernel.mount_setattr(old, syscalls.AT_RECURSIVE, propagation=syscalls.MS_SLAVE)
-        kernel.close(old)
+        kernel.fchdir(old)
         kernel.umount2(".", syscalls.MNT_DETACH)
+        kernel.close(old)
         if self.propagation:
             kernel.mount_setattr(self.view.root_fd, 0, propagation=self.propagation)
         kernel.fchdir(self.view.root_fd)

@@ -8,7 +8,7 @@ import os
 
 from carrel.errdefs import InvalidParameter
 from carrel.kernel import capability, syscalls
-from carrel.runtime import identity, inside, mounts, options
+from carrel.runtime import identity, inside, mounts, options, warnings
 from carrel.runtime.view import View
 
 TYPE_CHECKING = False
@@ -229,6 +229,9 @@ def plan_schedule(process: Spec, linux: Spec, affinity: list[int]) -> list[Opera
     if scheduler:
         flags = sum(_named(_SCHED_FLAGS, f, "scheduler flag")
                     for f in scheduler.get("flags") or ())
+        if scheduler.get("policy") == "SCHED_DEADLINE" and (
+                (linux.get("resources") or {}).get("cpu") or {}).get("cpus"):
+            raise InvalidParameter("process scheduler can't be used together with AllowedCPUs")
         calls.append(("sched_setattr", (
             _named(_POLICIES, scheduler.get("policy") or "", "scheduler policy"), flags,
             scheduler.get("nice") or 0, scheduler.get("priority") or 0,
@@ -241,12 +244,8 @@ def plan_schedule(process: Spec, linux: Spec, affinity: list[int]) -> list[Opera
             raise InvalidParameter(f"invalid ioPriority.Priority: {value}")
         kind = _named(_IO_CLASSES, priority.get("class") or "", "ioPriority.Class")
         calls.append(("ioprio_set", (kind << 13 | value,)))
-    policy = linux.get("memoryPolicy")
-    if policy and policy.get("mode"):
-        mode = _named(_MEMORY_MODES, policy["mode"], "memory policy mode")
-        for flag in policy.get("flags") or ():
-            mode |= _named(_MEMORY_FLAGS, flag, "memory policy flag")
-        calls.append(("set_mempolicy", (mode, parse_list(policy.get("nodes") or ""))))
+    if linux.get("memoryPolicy") is not None:
+        calls.append(("set_mempolicy", _memory_policy(linux["memoryPolicy"])))
     personality = linux.get("personality")
     if personality:
         domain = _named(_PERSONALITIES, personality.get("domain") or "", "personality domain")
@@ -254,6 +253,22 @@ def plan_schedule(process: Spec, linux: Spec, affinity: list[int]) -> list[Opera
             raise InvalidParameter("personality flags are not supported")
         calls.append(("personality", (domain,)))
     return [identity.SetSchedule(calls)]
+
+
+def _memory_policy(policy: Spec) -> tuple[int, list[int]]:
+    mode = _named(_MEMORY_MODES, policy.get("mode") or "", "memory policy mode")
+    text = policy.get("nodes") or ""
+    try:
+        nodes = parse_list(text) if text else []
+    except InvalidParameter as error:
+        raise InvalidParameter(f"invalid memory policy node list {text!r}: {error}") from None
+    if policy["mode"] in ("MPOL_DEFAULT", "MPOL_LOCAL") and nodes:
+        raise InvalidParameter(f"invalid memory policy: {policy['mode']} mode requires 0 nodes "
+                               f"but got {len(nodes)}")
+    flags = 0
+    for flag in policy.get("flags") or ():
+        flags |= _named(_MEMORY_FLAGS, flag, "memory policy flag")
+    return mode | flags, nodes
 
 
 def _named(table: dict[str, int], name: str, what: str) -> int:
@@ -350,12 +365,11 @@ def _warn_about_rights(unknown: set[str], refused: int) -> None:
     """A process with fewer rights than asked for still starts, but not silently."""
     if not unknown and not refused:
         return
-    from carrel.runtime.container import warn
     if unknown:
-        warn(f"ignoring unknown or unavailable capabilities: {sorted(unknown)}")
+        warnings.warn(f"ignoring unknown or unavailable capabilities: {sorted(unknown)}")
     for number, name in enumerate(capability.NAMES):
         if refused >> number & 1:
-            warn(f"can't raise ambient capability {name}: operation not permitted")
+            warnings.warn(f"can't raise ambient capability {name}: operation not permitted")
 
 
 def plan_identity(process: Spec, view: View, env: list[bytes], *, may_set_groups: bool = True
