@@ -172,7 +172,6 @@ async def prepare(item: Exec, console: tuple[int, int] | None) -> None:
         spec = specbuild.encode(await _process(item, console))
         await stdio.open()
         await item.manager.tasks.exec(item.container.id, item.id, stdio, item.tty, spec)
-        await stdio.created()
     except BaseException as error:
         _failed(item, error)
         raise
@@ -188,8 +187,7 @@ async def run(item: Exec, session: Session | None) -> None:
         if session:
             await stdio.attach(session)
         item.pid = await item.manager.tasks.start(container.id, item.id)
-        if isinstance(stdio, FifoStdio):
-            await stdio.created()
+        await stdio.created()  # other shims open the streams of an exec at its start
     except BaseException as error:
         _failed(item, error)
         if isinstance(error, errdefs.CarrelError):
@@ -211,12 +209,14 @@ def _failed(item: Exec, error: BaseException) -> None:
     item.running = False
     message = error.message if isinstance(error, errdefs.CarrelError) else str(error)
     item.exit_code = start.exit_code_of(message)
-    if not item.done.done():
-        item.done.set_result(item.exit_code)
     item.container.execs.pop(item.id, None)
     stdio, item.stdio = item.stdio, None
     if stdio:
         stdio.close()
+    # last: the client's connection is held open until this is done, and the caller
+    # still has to say what went wrong
+    if not item.done.done():
+        item.done.set_result(item.exit_code)
     item.manager.ctx.spawn(_forget(item), f"exec {item.id[:12]}")
 
 

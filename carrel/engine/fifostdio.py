@@ -38,6 +38,8 @@ class FifoStdio:
         self._keepers: list[int] = []
         self._held = False
         self._ended = asyncio.Event()
+        self._shim_ready = False
+        self._stdin_ended = False
         self._writer: _StdinWriter | None = None
 
     async def open(self, *, existing: bool = False) -> None:
@@ -53,14 +55,19 @@ class FifoStdio:
                 continue
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             self._readers[fd] = stream
-            if not existing:
+            if existing:
+                self._shim_ready = True
+            else:
                 # a writer of our own keeps the FIFO open until the shim has it
                 self._keepers.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
             loop.add_reader(fd, self._read, fd)
 
     async def created(self) -> None:
+        self._shim_ready = True
         while self._keepers:
             os.close(self._keepers.pop())
+        if self._stdin_ended:
+            self.end_stdin()
 
     async def attach(self, session: Session) -> None:
         self._sessions.append(session)
@@ -123,8 +130,13 @@ class FifoStdio:
             self._writer.write(data, session)
 
     def end_stdin(self) -> None:
-        """Close the process's stdin, after what was written."""
-        if self._writer:
+        """Close the process's stdin, after what was written.
+
+        A FIFO forgets what is in it when nobody has it open, so our end stays
+        open until the shim has opened its own.
+        """
+        self._stdin_ended = True
+        if self._writer and self._shim_ready:
             writer, self._writer = self._writer, None
             writer.finish(self._close_stdin)
 

@@ -33,6 +33,8 @@ def routes(ctx: EngineContext) -> list[web.RouteDef]:
         web.get("/info", area.info),
         web.get("/events", area.events),
         web.get("/system/df", area.df),
+        web.get("/plugins", area.plugins),
+        web.get("/plugins/{name:.+}/json", area.plugin),
     ]
 
 
@@ -68,6 +70,13 @@ class _Area:
             "MinAPIVersion": server.MIN_API_VERSION, "GitCommit": "", "GoVersion": "",
             "Os": "linux", "Arch": _arch(), "KernelVersion": kernel, "BuildTime": "",
         })
+
+    async def plugins(self, request: web.Request) -> web.Response:
+        """None can be installed (501), so none is there; clients ask while they look around."""
+        return jsonio.response([])
+
+    async def plugin(self, request: web.Request) -> web.Response:
+        raise errdefs.NotFound(f'plugin "{request.match_info["name"][:200]}" not found')
 
     async def _layer_version(self) -> dict[str, str]:
         from google.protobuf.empty_pb2 import Empty
