@@ -193,7 +193,7 @@ class _Diff:
 
     def _load(self) -> Any:
         if self._service is None:
-            from carrel.containerd.diff import DiffService  # type: ignore[import-not-found]
+            from carrel.containerd.diff import DiffService
 
             self._service = DiffService(self._services.content)
         return self._service

@@ -187,10 +187,14 @@ def names_for(store: transfer_imagestore_pb2.ImageStore, target: Descriptor) -> 
     names = [store.name] if store.name else []
     for reference in store.extra_references:
         if reference.is_prefix:
-            if own and _has_prefix(own, reference.name):
+            # the archive's own image name always counts; a reference must begin with the
+            # prefix unless that may be overridden (as `ctr images import` asks for)
+            if own and (IMAGE_NAME in target.annotations or _has_prefix(own, reference.name)):
                 names.append(own)
             elif own and ":" not in own and "/" not in own and reference.name:
                 names.append(f"{reference.name.rstrip(':')}:{own}")
+            elif own and reference.allow_overwrite:
+                names.append(own)
         elif not reference.add_digest:
             names.append(reference.name)
         if reference.add_digest and not ((own or store.name) and reference.skip_named_digest):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from tests.containerd.harness import PROGRAM, Daemon, daemon, wait_for
 from tests.containerd.test_tasks import CGROUP, cgroups_are_plain, path_with
+from tests.images import busybox_archive
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
@@ -169,3 +171,30 @@ def test_bad_configuration(arguments: list[str], text: str) -> None:
     assert done.returncode == 1
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_images(server: Daemon, suite: str) -> None:
+    """Import both ways (transfer service; classic client with Diff), run, export, remove."""
+    archive = f"{server.top}/image.tar"
+    name = "docker.io/library/busybox:latest"
+    busybox_archive(archive, name)
+
+    def ctr(*arguments: str) -> str:
+        return server.ctr(*arguments, suite=suite).stdout
+
+    # ctr 1.6 knows only the classic way
+    for way in ([[], ["--local"]] if suite == "sid" else [[]]):
+        ctr("images", "import", *way, archive)
+        assert ctr("images", "ls", "-q").split() == [name]
+        assert "complete (2/2)" in ctr("images", "check")
+        for runtime in ("io.containerd.carrel.v1", "io.containerd.runc.v2"):
+            out = ctr("run", "--rm", "--fifo-dir", server.fifos, "--cgroup", f"{CGROUP}/i",
+                      "--runtime", runtime, name, "i", "echo", "from the image")
+            assert out == "from the image\n"
+        ctr("images", "export", *way, f"{server.top}/out.tar", name)
+        with tarfile.open(f"{server.top}/out.tar") as made:
+            assert {"index.json", "manifest.json", "oci-layout"} <= set(made.getnames())
+        ctr("images", "rm", "--sync", name)
+        assert "sha256" not in ctr("content", "ls")
+        assert "sha256" not in ctr("snapshots", "ls")
+        assert os.listdir(f"{server.root}/snapshots") == []
