@@ -31,11 +31,22 @@ _REMOVE_SECONDS = 2.0
 
 def write_file(path: str, value: str, dir_fd: int | None = None, name: str | None = None) -> None:
     """Write ``value`` in one write(2); ``path`` is what errors and the record say."""
+    write_lines(path, (value,), dir_fd, name)
+
+
+def write_lines(path: str, values: tuple[str, ...] | list[str], dir_fd: int | None = None,
+                name: str | None = None) -> None:
+    """Open once, then one write(2) for each value."""
+    value = ""
     begin = monotonic_ns() if record.active is not None else 0
     try:
         fd = os.open(name or path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=dir_fd)
         try:
-            os.write(fd, value.encode())
+            for value in values:
+                os.write(fd, value.encode())
+                if record.active is not None:
+                    record.note("write", (path, value), len(value), 0, begin)
+                    begin = monotonic_ns()
         finally:
             os.close(fd)
     except OSError as error:
@@ -44,7 +55,6 @@ def write_file(path: str, value: str, dir_fd: int | None = None, name: str | Non
         failure = OSError(number, os.strerror(number), path)
         failure.add_note(f"write({path!r}, {value!r})")
         raise failure from None
-    record.note("write", (path, value), len(value), 0, begin)
 
 
 def read_file(path: str, dir_fd: int | None = None, name: str | None = None) -> str:
@@ -92,6 +102,9 @@ class Group:
 
     def write(self, name: str, value: str) -> None:
         write_file(f"{self.path}/{name}", value, self.fd, name)
+
+    def write_lines(self, name: str, values: list[str]) -> None:
+        write_lines(f"{self.path}/{name}", values, self.fd, name)
 
     def read(self, name: str) -> str:
         return read_file(f"{self.path}/{name}", self.fd, name)
@@ -414,6 +427,10 @@ class Manager:
     def from_state(state: dict[str, Any]) -> Manager:
         """The manager that :meth:`to_state` described; the directories must be there
         for most of its methods, and may be gone for ``delete``."""
+        if state.get("unit"):
+            from carrel.kernel import cgroup_systemd
+            return (cgroup_systemd.SystemdV2 if state["version"] == 2
+                    else cgroup_systemd.SystemdV1).load(state)
         if state["version"] == 2:
             from carrel.kernel.cgroup_v2 import ManagerV2
             return ManagerV2.load(state)

@@ -210,8 +210,8 @@ def devices(group: Group, asked: list[Resources], fresh: bool) -> None:
     else:
         current = cgroup_devices.parse_list(group.read("devices.list"))
         writes = cgroup_devices.transition(current, target)
-    for name, line in writes:
-        group.write(name, line)
+    for name in dict.fromkeys(name for name, _ in writes):  # each file in one piece of the order
+        group.write_lines(name, [line for other, line in writes if other == name])
     # Security hangs on this list: look whether the kernel has what was asked.
     real = cgroup_devices.parse_list(group.read("devices.list"))
     if real.allow != target.allow or (not target.allow and real.rules != target.rules):
