@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from carrel.errdefs import InvalidParameter, NotImplementedYet, Unavailable
+from carrel.errdefs import InvalidParameter, Unavailable
 from carrel.kernel.cgroup_base import Group, Manager, clean_path, read_file
 
 TYPE_CHECKING = False
@@ -156,8 +156,8 @@ def open_manager(path: str, *, systemd: bool = False, name: str = "",
     """
     found = layout_ or layout()
     if systemd:
-        raise NotImplementedYet("the systemd cgroup driver is not built yet",
-                                hint="use the cgroupfs driver")
+        from carrel.kernel import cgroup_systemd
+        return cgroup_systemd.open_unit(path, name, found, annotations or {})
     if path.count(":") == 2 and not path.startswith("/") and "/" not in path:
         raise InvalidParameter(
             f"cgroupsPath {path!r} is a systemd one, but the cgroup driver is cgroupfs",
