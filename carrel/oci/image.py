@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -233,11 +234,13 @@ def host_platform(machine: str) -> Platform:
                     "v7" if machine == "armv7l" else "")
 
 
+_PLATFORM_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+
+
 def parse_platform(text: str, default: Platform) -> Platform:
     """``linux/arm64/v8``, ``arm64`` or ``linux``."""
     parts = text.split("/")
-    if not all(parts) or len(parts) > 3 or not text.replace("/", "").replace(
-            "-", "").replace("_", "").replace(".", "").isalnum():
+    if len(parts) > 3 or not all(_PLATFORM_PART.fullmatch(part) for part in parts):
         raise InvalidParameter(f'"{text}" is an invalid platform specifier')
     if len(parts) == 1:
         if parts[0].lower() in ("linux", "windows", "darwin", "freebsd"):
