@@ -77,7 +77,10 @@ def _resolved(data: str) -> str:
 def is_mounted(volume: Volume) -> bool:
     """By the mount's number: a bind of the same file system has the same device as its parent,
     which is all that ``os.path.ismount`` looks at."""
-    return _mount_id(volume.mountpoint) != _mount_id(os.path.dirname(volume.mountpoint))
+    try:
+        return _mount_id(volume.mountpoint) != _mount_id(os.path.dirname(volume.mountpoint))
+    except FileNotFoundError:
+        return False
 
 
 def _mount_id(path: str) -> str:

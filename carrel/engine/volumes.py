@@ -156,13 +156,12 @@ class VolumeService:
 
     async def mount(self, name: str, container: str) -> str:
         volume = self.get(name)
+        with contextlib.suppress(FileExistsError):  # removed by hand: empty again
+            os.makedirs(volume.mountpoint, mode=0o755)
         if volume.options.get("device") or volume.options.get("type"):
             async with self._lock(name):
                 if not await asyncio.to_thread(volumemount.is_mounted, volume):
                     await asyncio.to_thread(volumemount.mount, volume)
-        else:
-            with contextlib.suppress(FileExistsError):  # removed by hand: empty again
-                os.mkdir(volume.mountpoint, 0o755)
         self._mounted.setdefault(name, set()).add(container)
         self._ctx.events.publish("volume", "mount", name, {
             "container": container, "driver": DRIVER})

@@ -123,6 +123,8 @@ def _configure(kernel: Kernel, network: Network, link: rtnetlink.Link) -> None:
     with contextlib.suppress(FileNotFoundError):  # no IPv6 in this kernel
         sysctl.change(f"net/ipv6/conf/{name}/disable_ipv6",
                       "0" if network.spec.enable_ipv6 else "1")
+        # a container that plays router must not give the host a route
+        sysctl.change(f"net/ipv6/conf/{name}/accept_ra", "0")
     messages = []
     if link.mtu != network.mtu:
         messages.append(rtnetlink.set_link(link.index, ifname=name, mtu=network.mtu))

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Iterator
 
 from carrel import errdefs
-from carrel.kernel import sysctl
+from carrel.kernel import record, sysctl
 from carrel.network.api import PortBinding
 
 _PORT_RANGE = (32768, 60999)
@@ -141,9 +141,11 @@ def _bind(proto: str, address: str, port: int) -> socket.socket:
         sock.bind((address, port))
         if proto == "tcp":
             sock.listen(128)
-    except BaseException:
+    except OSError as error:
         sock.close()
+        record.note("bind", (proto, _join(address, port)), None, error.errno or 0)
         raise
+    record.note("bind", (proto, _join(address, port)), 0)
     return sock
 
 

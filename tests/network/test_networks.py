@@ -329,3 +329,29 @@ async def test_two_engines_side_by_side(root: str) -> None:
         async with server(a.netns_path, "one"), server(b.netns_path, "two"):
             assert (await fetch_here("127.0.0.1", a.ports[0].host_port)).startswith("one")
             assert (await fetch_here("127.0.0.1", b.ports[0].host_port)).startswith("two")
+
+
+_FLOOD = """
+import socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect(("127.0.0.11", 53))
+for n in range(4000):
+    q = struct.pack(">HHHHHH", n, 0x100, 1, 0, 0, 0)
+    q += bytes([5]) + b"%05d" % n + b"\\7example\\3org\\0" + struct.pack(">HH", 1, 1)
+    s.send(q)
+"""
+
+
+async def test_own_names_are_answered_in_a_flood(root: str) -> None:
+    async with engine(root, dns=("198.51.100.99",)) as net:  # nobody there
+        await net.create_network(NetworkSpec(name="front"))
+        box = await net.create_sandbox(spec(1, "front"))
+        peer = await net.create_sandbox(spec(2, "front"))
+        flood = asyncio.create_task(inside(peer.netns_path, "/usr/bin/python3", "-c", _FLOOD))
+        await asyncio.sleep(0.2)
+        code = (f"import time; t = time.time()\n{_RESOLVE}\n"
+                "assert time.time() - t < 0.5, time.time() - t")
+        status, output = await inside(box.netns_path, "/usr/bin/python3", "-c", code, "box2", "1")
+        assert status == 0, output
+        await flood
+        assert net._sandboxes.resolver._under_way <= 512
