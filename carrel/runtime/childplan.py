@@ -38,14 +38,16 @@ class AwaitHostHooks(Operation):
 
 
 class RunHooks(Operation):
-    """Hooks of the container's own namespaces."""
+    """Hooks of the container's own namespaces. Those before the change of root
+    (``view`` is given) run with the root file system as their directory."""
 
-    __slots__ = ("env", "hooks", "point", "state")
+    __slots__ = ("env", "hooks", "point", "state", "view")
     step = "hooks"
 
     def __init__(self, hooks_: list[Spec], point: str, state: Spec,
-                 env: list[bytes] | None = None) -> None:
+                 env: list[bytes] | None = None, view: View | None = None) -> None:
         self.hooks, self.point, self.state = hooks_, point, state
+        self.view = view
         self.env = env  # for those that name none: startContainer gets the process's
 
     def describe(self) -> str:
@@ -53,6 +55,8 @@ class RunHooks(Operation):
 
     def execute(self, kernel: Any) -> None:
         document = json.dumps({**self.state, "pid": os.getpid()}).encode()
+        if self.view is not None:
+            kernel.fchdir(self.view.root_fd)
         hooks.run_all(self.hooks, self.point, document, self.env)
 
 
@@ -83,7 +87,7 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
         plan.append(AwaitHostHooks(view))
     if all_hooks.get("createContainer"):
         plan.append(RunHooks(all_hooks["createContainer"], "createContainer",
-                             maker.oci_state("creating", 0)))
+                             maker.oci_state("creating", 0), view=view))
     plan.extend(second)
     if process.get("oomScoreAdj") is not None and not child.wait_for_maps:
         plan.append(inside.WriteProc(view, "self/oom_score_adj", str(process["oomScoreAdj"]),
