@@ -153,7 +153,7 @@ class Controller:
                     raise
                 self.warnings.append(f"WARNING: network {network.name}: {error}")
         kernel.bridge_filter = _bridge_filter()
-        if any(n.spec.enable_ipv6 for n in networks):
+        if any(_routes_ipv6(n) for n in networks):
             self._forward_ipv6()
         self._load_rules(kernel)
         self._look_at_foreign_rules(kernel)
@@ -274,7 +274,7 @@ class Controller:
             raise errdefs.Conflict(f"interface {network.bridge} exists already")
         bridge.ensure(kernel, network, self._owner)
         try:
-            if network.spec.enable_ipv6:
+            if _routes_ipv6(network):
                 self._forward_ipv6()
             table = self._sandboxes.table
             described = [bridge.bridge_rules(n) for n in self._networks.bridges()]
@@ -382,6 +382,10 @@ def _bridge_filter() -> bool:
     with contextlib.suppress(OSError):
         return sysctl.read("net/bridge/bridge-nf-call-iptables") != "0"
     return False
+
+
+def _routes_ipv6(network: Network) -> bool:
+    return network.spec.enable_ipv6 and not network.spec.internal
 
 
 def _link_exists(kernel: Kernel, name: str) -> bool:
