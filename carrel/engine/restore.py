@@ -16,6 +16,7 @@ from carrel.engine.tasks import STOPPED as TASK_STOPPED
 from carrel.engine.tasks import nanoseconds
 
 if TYPE_CHECKING:
+    from carrel.engine.execs import Exec
     from carrel.engine.manager import Manager
 
 #: exit code of a container whose end nobody saw, as in Docker
@@ -119,3 +120,16 @@ async def reconcile_all(manager: Manager) -> None:
         if container.alive and not container.lock.locked() and (
                 task is None or task.status == TASK_STOPPED):
             await _ended(manager, container, task)
+    for item in list(manager.execs.values()):
+        if item.running:
+            await _reconcile_exec(manager, item)
+
+
+async def _reconcile_exec(manager: Manager, item: Exec) -> None:
+    try:
+        process = await manager.tasks.get(item.container.id, item.id)
+    except errdefs.NotFound:
+        item.exited(_UNSEEN)
+        return
+    if process.status == TASK_STOPPED:
+        item.exited(int(process.exit_status))

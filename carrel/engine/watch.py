@@ -33,7 +33,11 @@ class Watcher:
 
     async def _run(self) -> None:
         delay = 0.05
+        again = False
         while True:
+            if again:
+                self._manager.ctx.spawn(self._catch_up(), "catching up")
+            again = True
             try:
                 namespace = self._manager.ctx.containerd.namespace
                 request = events_pb2.SubscribeRequest(filters=[
@@ -46,14 +50,19 @@ class Watcher:
                 log.warning(f"events of the containerd layer: {error}; trying again")
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
-            await self._catch_up()
 
     async def _catch_up(self) -> None:
-        """What happened while nobody listened."""
-        try:
-            await restore.reconcile_all(self._manager)
-        except (errdefs.CarrelError, OSError):
-            pass  # still away: the loop goes on
+        """What happened while nobody listened.
+
+        The protocol does not say when a subscription has begun, so the look is
+        repeated: soon for the usual case, and once more for a slow one.
+        """
+        for pause in (0.1, 2.0):
+            await asyncio.sleep(pause)
+            try:
+                await restore.reconcile_all(self._manager)
+            except (errdefs.CarrelError, OSError):
+                pass  # still away: the next connection looks again
 
     def _handle(self, envelope: Any) -> None:
         if envelope.topic == _EXIT:
