@@ -56,7 +56,7 @@ def _delete_container(record: Message, identity: str, bundle: str) -> None:
     loop = Loop()
     reaper = Reaper(loop)
     try:
-        work = run(make_driver(reaper, record, identity, bundle).delete(force=True))
+        work = run(make_driver(loop, reaper, record, identity, bundle).delete(force=True))
         while not work.done:
             loop.turn()
         if work.error is not None:

@@ -41,6 +41,7 @@ class Command(Driver):
         self._log = os.path.join(bundle, "log.json")
         self._mounted = False
         self._counter = 0
+        self._shares_pids = _shares_pids(bundle)
 
     # -- the driver's methods ---------------------------------------------
 
@@ -126,6 +127,9 @@ class Command(Driver):
 
     def cgroup(self, pid: int) -> dict[str, str]:
         return metrics.directories_of(pid)
+
+    def shares_pids(self) -> bool:
+        return self._shares_pids
 
     # -- running it -------------------------------------------------------
 
@@ -275,3 +279,14 @@ def _unlink(path: str) -> None:
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
+
+
+def _shares_pids(bundle: str) -> bool:
+    """Has the container no pid namespace of its own?"""
+    try:
+        with open(os.path.join(bundle, "config.json"), "rb") as file:
+            spec = json.load(file)
+        namespaces = (spec.get("linux") or {}).get("namespaces") or []
+        return not any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
+    except (OSError, ValueError, AttributeError):
+        return False  # the runtime will say what is wrong with it

@@ -38,8 +38,6 @@ class Container:
         self.init = Process("", Stdio(request["stdin"], request["stdout"], request["stderr"],
                                       request["terminal"]))
         self.execs: dict[str, Process] = {}
-        #: init shares its pid namespace, so the kernel does not kill the others with it
-        self.shares_pids = False
         #: its cgroup directories by controller
         self.cgroup: dict[str, str] = {}
         self._oom: OomWatch | None = None
@@ -159,7 +157,7 @@ class Container:
         finally:
             process.lock.release()
         if process is self.init:
-            if self.shares_pids:
+            if self.driver.shares_pids():
                 yield from self._kill_rest()
             yield from self._execs_reported()
         if process.streams is not None and not process.streams.drained.done:

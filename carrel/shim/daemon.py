@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import socket
     from types import FrameType
 
+    from carrel.shim.worker import Worker
+
 _PATH_MAX = 107
 
 
@@ -51,8 +53,11 @@ def socket_path(address: str, namespace: str, identity: str, directory: str = ""
 
 def open_listener(config: Config) -> socket.socket:
     """Listen, and note the address in the bundle for a containerd that restarts."""
-    os.makedirs(os.path.dirname(config.socket), 0o711, exist_ok=True)
-    listener = listen(config.socket)
+    try:
+        listener = listen(config.socket)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(config.socket), 0o711, exist_ok=True)
+        listener = listen(config.socket)
     try:
         write_file(os.path.join(config.bundle, "address"), config.address)
     except BaseException:
@@ -73,7 +78,7 @@ def write_file(path: str, text: str) -> None:
     os.rename(temporary, path)
 
 
-def serve(config: Config, listener: socket.socket) -> None:
+def serve(config: Config, listener: socket.socket, worker: Worker | None = None) -> None:
     """Be the shim. Returns after Shutdown."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # a handler and not SIG_IGN: that one would be inherited by programs we start
@@ -81,7 +86,7 @@ def serve(config: Config, listener: socket.socket) -> None:
     k.prctl(k.PR_SET_CHILD_SUBREAPER, 1)
     loop = Loop()
     log = Log(os.path.join(config.bundle, "log"), config.id, config.debug)
-    shim = Shim(loop, listener, config.namespace, config.publish, log)
+    shim = Shim(loop, listener, config.namespace, config.publish, log, worker)
     write_file(os.path.join(config.bundle, "shim.pid"), str(os.getpid()))
     try:
         loop.run()
@@ -117,10 +122,12 @@ def become_daemon(config: Config, *keep: int) -> None:
 def adjust_oom_score() -> None:
     """One above the daemon's: the kernel shall take a shim before it, and a container first."""
     try:
-        with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
-            score = int(file.read())
+        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            score = int(os.read(fd, 16))
             if score < 0:
-                file.seek(0)
-                file.write(str(score + 1))
+                os.pwrite(fd, b"%d" % (score + 1), 0)
+        finally:
+            os.close(fd)
     except OSError:
         pass  # not permitted in some containers; then it stays as it is

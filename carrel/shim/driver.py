@@ -69,5 +69,10 @@ class Driver:
         """Directories of the cgroups by controller; v2's under ``""``. ``pid`` is init's."""
         raise NotImplementedError
 
+    def shares_pids(self) -> bool:
+        """Has the container no pid namespace of its own? Then the kernel does not kill
+        its other processes when init ends. Known after :meth:`create`."""
+        raise NotImplementedError
+
     def released(self) -> None:
         """After the exit was reported: let go of what kept cleaning off that path."""

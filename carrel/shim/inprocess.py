@@ -6,14 +6,15 @@ import os
 
 from carrel.errdefs import CarrelError, Conflict, NotFound, SystemFailure
 from carrel.runtime import api
-from carrel.runtime.create import Settings
 from carrel.shim.driver import Driver, Made
+from carrel.shim.worker import Worker, make_settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from carrel.shim.loop import Work
+    from carrel.shim.loop import Loop, Work
+    from carrel.shim.reaper import Reaper
     from carrel.shim.wire import Message
 
 #: where the state goes when the bundle stands alone
@@ -30,16 +31,24 @@ def state_root(root: str, namespace: str, bundle: str) -> str:
 
 
 class InProcess(Driver):
-    """Calls return at once or within milliseconds, so nothing here waits."""
+    """Create and start by the shim's worker if it has one, the rest by calls that
+    return within milliseconds."""
 
-    def __init__(self, root: str, identity: str, bundle: str, *, systemd_cgroup: bool = False,
-                 no_pivot: bool = False, no_new_keyring: bool = False) -> None:
+    def __init__(self, loop: Loop, reaper: Reaper, worker: Worker | None, root: str,
+                 identity: str, bundle: str, settings: dict[str, bool]) -> None:
+        self._loop = loop
+        self._reaper = reaper
+        self._worker = worker
+        #: born from the zygote: its pages are worth saving
+        self._forks = worker is not None
         self._root = root
         self._id = identity
         self._bundle = bundle
-        self._settings = Settings(no_pivot=no_pivot, no_new_keyring=no_new_keyring,
-                                  systemd_cgroup=systemd_cgroup)
+        self._settings = settings
         self._container: api.Container | None = None
+        self._pid = 0
+        self._cgroup: dict[str, str] = {}
+        self._shares_pids = False
         self._mount_namespace = -1
 
     @property
@@ -50,35 +59,89 @@ class InProcess(Driver):
 
     def create(self, mounts: list[Message], terminal: bool,
                child: tuple[int, int, int] | None) -> Work:
-        yield from ()
         try:
-            made = api.create(self._id, self._bundle, self._root, stdio=child, terminal=terminal,
-                              rootfs_mounts=mounts or None, settings=self._settings)
+            made: Made | None = None
+            if self._worker is not None:
+                made = yield from self._create_by_worker(mounts, terminal, child)
+            if made is None:
+                made = self._create_here(mounts, terminal, child)
         except Exception as error:
             raise self._failed("create", error) from error
-        self._container = made
-        console, made.console = made.console, -1
+        self._pid = made.pid
+        for name in ("", "unified") if len(self._cgroup) > 1 else ():
+            self._cgroup.pop(name, None)  # v2 beside v1 holds no controller
         # While somebody holds it, the end of init does not wait for the unmount
         # of its root, which can mean writing back megabytes.
         self._mount_namespace = os.open(f"/proc/{made.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        return made
+
+    def _create_by_worker(self, mounts: list[Message], terminal: bool,
+                          child: tuple[int, int, int] | None) -> Work:
+        assert self._worker is not None
+        self._reaper.hold()
+        try:
+            answer, fds = yield from self._worker.ask(self._loop, {
+                "op": "create", "id": self._id, "bundle": self._bundle, "root": self._root,
+                "terminal": terminal, "mounts": mounts, "settings": self._settings}, child or ())
+            if "unsuitable" in answer:
+                self._dismiss()
+                return None
+            self._cgroup = answer["cgroup"]
+            self._shares_pids = answer["shares_pids"]
+            return Made(answer["pid"], fds[0] if fds else -1, self._reaper.expect(answer["pid"]))
+        finally:
+            self._reaper.unhold()
+
+    def _create_here(self, mounts: list[Message], terminal: bool,
+                     child: tuple[int, int, int] | None) -> Made:
+        made = api.create(self._id, self._bundle, self._root, stdio=child, terminal=terminal,
+                          rootfs_mounts=mounts or None, settings=make_settings(self._settings))
+        self._container = made
+        console, made.console = made.console, -1
+        self._cgroup = dict(made.cgroup.paths)
+        namespaces = (made.spec.get("linux") or {}).get("namespaces") or []
+        self._shares_pids = not any(n["type"] == "pid" and not n.get("path") for n in namespaces)
         return Made(made.pid, console)
 
+    def _dismiss(self) -> None:
+        if self._worker is not None:
+            self._worker.dismiss()
+            self._worker = None
+
     def start(self) -> Work:
-        yield from ()
         try:
-            self.container.start()
+            if self._worker is not None:
+                yield from self._worker.ask(self._loop, {"op": "start"})
+                self._dismiss()
+            else:
+                self.container.start()
         except Exception as error:
             raise self._failed("start", error) from error
 
     def exec(self, exec_id: str, process: dict[str, Any], terminal: bool,
              child: tuple[int, int, int] | None) -> Work:
-        yield from ()
         try:
+            if self._forks:
+                return (yield from self._exec_by_worker(process, terminal, child))
             made = self.container.exec(process, child, terminal)
         except Exception as error:
             raise self._failed("exec", error) from error
         os.close(made.pidfd)
         return Made(made.pid, made.console)
+
+    def _exec_by_worker(self, process: dict[str, Any], terminal: bool,
+                        child: tuple[int, int, int] | None) -> Work:
+        worker = Worker()
+        self._reaper.hold()  # its process may end before we hear of it
+        try:
+            answer, fds = yield from worker.ask(self._loop, {
+                "op": "exec", "id": self._id, "root": self._root, "process": process,
+                "terminal": terminal}, child or ())
+            pid = answer["pid"]
+            return Made(pid, fds[0] if fds else -1, self._reaper.expect(pid))
+        finally:
+            self._reaper.unhold()
+            worker.dismiss()
 
     @staticmethod
     def _failed(what: str, error: Exception) -> CarrelError:
@@ -95,7 +158,10 @@ class InProcess(Driver):
     def kill(self, signal: int, all_processes: bool) -> Work:
         yield from ()
         try:
-            self.container.kill(signal, all=all_processes)
+            if all_processes:
+                self.container.kill(signal, all=True)
+            else:
+                os.kill(self._pid, signal)  # our unreaped child: the pid is nobody else's
         except (Conflict, ProcessLookupError):
             raise NotFound("process already finished") from None
 
@@ -117,6 +183,7 @@ class InProcess(Driver):
 
     def delete(self, force: bool = False) -> Work:
         yield from ()
+        self._dismiss()
         self.released()
         try:
             self.container.delete(force=force)
@@ -125,10 +192,10 @@ class InProcess(Driver):
         self._container = None
 
     def cgroup(self, pid: int) -> dict[str, str]:
-        paths = dict(self.container.cgroup.paths)
-        for name in [n for n in paths if n in ("", "unified")] if len(paths) > 1 else ():
-            del paths[name]  # v2 beside v1 holds no controller
-        return paths
+        return self._cgroup
+
+    def shares_pids(self) -> bool:
+        return self._shares_pids
 
     def released(self) -> None:
         if self._mount_namespace >= 0:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from carrel.shim.log import Log
     from carrel.shim.ttrpc import Methods
     from carrel.shim.wire import Message
+    from carrel.shim.worker import Worker
 
 VERSION = "carrel 0.1.0"
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
@@ -38,12 +39,13 @@ class Shim:
     """The program's state: loop, children, events, containers (nearly always one)."""
 
     def __init__(self, loop: poll.Loop, listener: socket.socket, namespace: str, publish: str,
-                 log: Log) -> None:
+                 log: Log, worker: Worker | None = None) -> None:
         self.loop = loop
         self.namespace = namespace
         self.log = log
         self.reaper = Reaper(loop)
         self.containers: dict[str, Container] = {}
+        self._worker = worker
         self._creating: set[str] = set()
         self._publisher = Publisher(loop, publish, namespace, log.warn)
         methods = self._methods()
@@ -103,7 +105,6 @@ class Shim:
         self._creating.add(identity)
         try:
             container = Container(self, request, self._driver(request))
-            container.shares_pids = shares_pids(request["bundle"])
             yield from container.create(request)
             self.containers[identity] = container
         finally:
@@ -119,7 +120,9 @@ class Shim:
                   "no_new_keyring": options["no_new_keyring"], "namespace": self.namespace}
         with open(os.path.join(request["bundle"], RECORD), "w", encoding="utf-8") as file:
             json.dump(record, file)
-        return make_driver(self.reaper, record, request["id"], request["bundle"])
+        worker, self._worker = self._worker, None
+        return make_driver(self.loop, self.reaper, record, request["id"],
+                           request["bundle"], worker)
 
     def start(self, request: Message) -> poll.Work:
         pid = yield from self._container(request).start(request["exec_id"])
@@ -243,24 +246,17 @@ def runtime_options(value: Message | None) -> Message:
     return decode(schema, value["value"])
 
 
-def make_driver(reaper: Reaper, record: Message, identity: str, bundle: str) -> Driver:
+def make_driver(loop: poll.Loop, reaper: Reaper, record: Message, identity: str, bundle: str,
+                worker: Worker | None = None) -> Driver:
     if record["binary"]:
         from carrel.shim.command import DEFAULT_ROOT, Command
+        if worker is not None:
+            worker.dismiss()
         root = os.path.join(record["root"] or DEFAULT_ROOT, record["namespace"])
         return Command(reaper, record["binary"], root, identity, bundle,
                        record["systemd_cgroup"], record["no_pivot_root"])
     from carrel.shim.inprocess import InProcess, state_root
     root = state_root(record["root"], record["namespace"], bundle)
-    return InProcess(root, identity, bundle, systemd_cgroup=record["systemd_cgroup"],
-                     no_pivot=record["no_pivot_root"], no_new_keyring=record["no_new_keyring"])
-
-
-def shares_pids(bundle: str) -> bool:
-    """Has the container no pid namespace of its own?"""
-    try:
-        with open(os.path.join(bundle, "config.json"), "rb") as file:
-            spec = json.load(file)
-        namespaces = (spec.get("linux") or {}).get("namespaces") or []
-        return not any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
-    except (OSError, ValueError, AttributeError):
-        return False  # the runtime will say what is wrong with it
+    return InProcess(loop, reaper, worker, root, identity, bundle, {
+        "systemd_cgroup": record["systemd_cgroup"], "no_pivot": record["no_pivot_root"],
+        "no_new_keyring": record["no_new_keyring"]})

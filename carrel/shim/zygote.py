@@ -24,6 +24,7 @@ import socket
 from carrel import runtime
 from carrel.kernel import syscalls as k
 from carrel.shim import daemon
+from carrel.shim.worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def child(control: socket.socket, packet: bytes) -> NoReturn:
         started = start(control, packet)
         control.close()
         if started is not None:
-            daemon.serve(*started)
+            daemon.serve(*started, Worker())
             code = 0
     finally:
         os._exit(code)

@@ -347,7 +347,7 @@ def test_exec_with_a_terminal(machine: Machine) -> None:
     shim.create()
     shim.start()
     fd = reader(out)
-    shim.exec("e", ["sh", "-c", "stty size; cat"], terminal=True, stdin=stdin, stdout=out)
+    shim.exec("e", ["sh", "-c", "test -t 0 && cat"], terminal=True, stdin=stdin, stdout=out)
     shim.start("e")
     with open(stdin, "wb") as writer:
         writer.write(b"x\n\x04")  # ^D ends the input of a terminal

@@ -1,0 +1,158 @@
+"""A start by a process of its own, so that the shim stays small.
+
+Creating a container runs so much Python that it writes to two megabytes of the
+pages that a shim shares with the zygote (each reference count is a write).  So
+a shim that was born warm clones itself at once, and this worker creates and
+starts the container, with CLONE_PARENT: init is the child of the shim.  Then
+the worker is gone, and its pages with it.  An exec has a worker of its own.
+
+    shim -> worker   {"op": "create", ...} + the process's descriptors, {"op": "start"},
+                     {"op": "exec", ...} + the process's descriptors
+    worker -> shim   {"pid": ..., "cgroup": {...}, "shares_pids": ...} (+ the terminal's master)
+                     {"error": {"kind": ..., "text": ...}}, {"unsuitable": true}, {}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+
+from carrel import errdefs
+from carrel.kernel import syscalls as k
+from carrel.runtime import api
+from carrel.runtime.create import Settings, load_spec
+from carrel.shim import loop as poll
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    Answer = dict[str, Any]
+
+PACKET_MAX = 1 << 20
+
+
+class Worker:
+    """The shim's end."""
+
+    __slots__ = ("_loop", "_socket", "pid")
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid, pidfd = k.clone(0)
+        if pid == 0:
+            _work(theirs)
+        os.close(pidfd)
+        theirs.close()
+        self.pid = pid
+        self._socket = ours
+
+    def ask(self, loop: poll.Loop, request: Answer, fds: tuple[int, ...] = ()) -> poll.Work:
+        """Gives the answer and the descriptors that came with it; its error is raised."""
+        answered = poll.Later()
+        self._socket.setblocking(True)
+        socket.send_fds(self._socket, [json.dumps(request).encode()], list(fds))
+        loop.add(self._socket.fileno(), poll.IN, answered.resolve)
+        try:
+            yield answered
+        finally:
+            loop.remove(self._socket.fileno())
+        packet, got, _, _ = socket.recv_fds(self._socket, PACKET_MAX, 1)
+        for fd in got:
+            os.set_inheritable(fd, False)
+        if not packet:
+            raise errdefs.SystemFailure("the shim's worker died")
+        answer: Answer = json.loads(packet)
+        if "error" in answer:
+            kind = getattr(errdefs, answer["error"]["kind"], errdefs.SystemFailure)
+            raise kind(answer["error"]["text"])
+        return answer, list(got)
+
+    def dismiss(self) -> None:
+        self._socket.close()
+
+
+class Sibling:
+    """The kernel as the worker sees it: what it clones is the shim's child."""
+
+    def __init__(self) -> None:
+        self.__dict__.update(vars(k))
+        self.__dict__["clone"] = clone_sibling
+
+
+def clone_sibling(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
+    return k.clone(flags | k.CLONE_PARENT, cgroup_fd)
+
+
+def _work(control: socket.socket) -> NoReturn:
+    code = 1
+    try:
+        number = control.fileno()
+        if number > 3:
+            k.close_range(3, number - 1)
+        k.close_range(number + 1, 0xFFFFFFFF)
+        signal.set_wakeup_fd(-1)  # the shim's, and closed just now
+        made: api.Container | None = None
+        while True:
+            packet, fds, _, _ = socket.recv_fds(control, PACKET_MAX, 3)
+            if not packet:
+                break
+            console: list[int] = []
+            try:
+                request = json.loads(packet)
+                if request["op"] == "start":
+                    assert made is not None
+                    made.start()
+                    answer: Answer = {}
+                elif request["op"] == "exec":
+                    answer, console = _exec(request, fds)
+                else:
+                    answer, made = _create(request, fds)
+                    if made is not None and made.console >= 0:
+                        console.append(made.console)
+            except Exception as error:
+                kind = type(error).__name__ if isinstance(error, errdefs.CarrelError) \
+                    else "SystemFailure"
+                answer = {"error": {"kind": kind, "text": api.message(error)}}
+            for fd in fds:
+                os.close(fd)
+            socket.send_fds(control, [json.dumps(answer).encode()], console)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def make_settings(values: dict[str, bool]) -> Settings:
+    return Settings(no_pivot=values["no_pivot"], no_new_keyring=values["no_new_keyring"],
+                    systemd_cgroup=values["systemd_cgroup"])
+
+
+def _create(request: Answer, fds: list[int]) -> tuple[Answer, api.Container | None]:
+    spec, _ = load_spec(request["bundle"])
+    linux = spec.get("linux") or {}
+    namespaces = linux.get("namespaces") or []
+    if any(n.get("type") == "user" for n in namespaces) or any(
+            m.get("uidMappings") for m in spec.get("mounts") or ()):
+        # those starts need helpers, which only the container's parent can have
+        return {"unsuitable": True}, None
+    try:
+        made = api.create(
+            request["id"], request["bundle"], request["root"],
+            stdio=(fds[0], fds[1], fds[2]) if fds else None, terminal=request["terminal"],
+            rootfs_mounts=request["mounts"] or None, settings=make_settings(request["settings"]),
+            kernel=Sibling())
+    except ChildProcessError:
+        raise errdefs.SystemFailure(
+            "unable to start container process: init vanished") from None
+    own = any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
+    return {"pid": made.pid, "cgroup": dict(made.cgroup.paths), "shares_pids": not own}, made
+
+
+def _exec(request: Answer, fds: list[int]) -> tuple[Answer, list[int]]:
+    container = api.load(request["id"], request["root"])
+    process = container.exec(
+        request["process"], (fds[0], fds[1], fds[2]) if fds else None, request["terminal"],
+        kernel=Sibling())
+    return {"pid": process.pid}, [process.console] if process.console >= 0 else []
