@@ -36,7 +36,8 @@ class Child:
 
     __slots__ = ("after_go", "argv", "before", "born_in_cgroup", "cgroup", "clone_again",
                  "early", "env", "fifo_fd", "filtered", "install_filter", "joins", "keep_fds",
-                 "kernel", "preserve_fds", "stdio", "terminal", "unshare_flags", "view", "wait_for_maps")
+                 "kernel", "preserve_fds", "stdio", "terminal", "unshare_flags", "view",
+                 "wait_for_maps")
 
     def __init__(self, view: View, kernel: Any) -> None:
         self.view = view

@@ -130,8 +130,9 @@ def _flush_warnings() -> None:
 
 
 def _load(name: str) -> Any:
-    from importlib import import_module
-    return import_module(_IMPLEMENTED + COMMANDS[name][0])
+    module = _IMPLEMENTED + COMMANDS[name][0]
+    __import__(module)  # importlib would import warnings
+    return sys.modules[module]
 
 
 def _root(given: arguments.Parsed) -> str:
