@@ -34,17 +34,20 @@ def _mounts() -> frozenset[str]:
 
 
 def _links() -> frozenset[str]:
-    return frozenset(os.listdir("/proc/sys/net/ipv4/conf")) - {"all", "default"}
+    names = set(os.listdir("/proc/sys/net/ipv4/conf")) - {"all", "default"}
+    # ready-made veth pairs come and go under random names: how many there are is what counts
+    pairs = [n for n in names if n.startswith("veth")]
+    return frozenset(names.difference(pairs)) | {f"veth {n}" for n in range(1, len(pairs) + 1)}
 
 
-def _cgroups() -> frozenset[str]:
+def _cgroups(prefix: str) -> frozenset[str]:
     found: set[str] = set()
     hierarchies = [CGROUP_ROOT]
     if not os.path.exists(f"{CGROUP_ROOT}/cgroup.controllers"):
         hierarchies = [f"{CGROUP_ROOT}/{h}" for h in os.listdir(CGROUP_ROOT)]
     for hierarchy in hierarchies:
         try:
-            tops = [d for d in os.listdir(hierarchy) if d.startswith(CGROUP_PREFIX)]
+            tops = [d for d in os.listdir(hierarchy) if d.startswith(prefix)]
         except OSError:
             continue
         for top in tops:
@@ -102,12 +105,12 @@ def _descriptors() -> frozenset[str]:
     return frozenset(found)
 
 
-def take(*, descriptors: bool = False) -> Snapshot:
-    """Look at the machine now."""
+def take(*, descriptors: bool = False, cgroups: str = CGROUP_PREFIX) -> Snapshot:
+    """Look at the machine now; ``cgroups`` is how the names of the test's cgroups begin."""
     facts = {
         "mounts": _mounts(),
         "links": _links(),
-        "cgroups": _cgroups(),
+        "cgroups": _cgroups(cgroups),
         "processes": _processes(),
         "nft rules": _rules(),
     }
@@ -116,11 +119,12 @@ def take(*, descriptors: bool = False) -> Snapshot:
     return Snapshot(facts)
 
 
-def wait_until_clean(before: Snapshot, seconds: float = 5.0) -> dict[str, list[str]]:
+def wait_until_clean(before: Snapshot, seconds: float = 5.0,
+                     cgroups: str = CGROUP_PREFIX) -> dict[str, list[str]]:
     """The leaks that are still there after at most ``seconds``; {} if none."""
     deadline = time.monotonic() + seconds
     while True:
-        leaks = take().difference(before)
+        leaks = take(cgroups=cgroups).difference(before)
         if not leaks or time.monotonic() > deadline:
             return leaks
         time.sleep(0.05)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import images, leakcheck
-from tests.e2e.engine import BIN, Cli, Stack, peers
+from tests.e2e.engine import BIN, CGROUP_PARENT, Cli, Stack, peers
 
+CGROUPS = CGROUP_PARENT.strip("/")
 DOCKER_NEW = ("docker-28.5", lambda: str(peers("sid") / "usr/bin/docker"))
 DOCKER_OLD = ("docker-20.10", lambda: str(peers("bookworm") / "usr/bin/docker"))
 CARREL = ("carrel", lambda: str(BIN / "carrel"))
@@ -35,7 +37,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """One engine for the session; at its end nothing of it may be left."""
     if os.geteuid():
         pytest.skip("needs root")
-    before = leakcheck.take()
+    before = leakcheck.take(cgroups=CGROUPS)
     work = tmp_path_factory.mktemp("stack")
     running = Stack(work)
     running.start()
@@ -46,7 +48,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield running
     finally:
         running.stop()
-    leaks = leakcheck.wait_until_clean(before, 15)
+    leaks = leakcheck.wait_until_clean(before, 15, CGROUPS)
     assert not leaks, f"the engine left behind: {leaks}"
 
 
@@ -63,16 +65,20 @@ def cli(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Cli]:
 
 
 def _clean(stack: Stack, client: Cli) -> Iterator[Cli]:
-    before = leakcheck.take()
+    before = leakcheck.take(cgroups=CGROUPS)
     yield client
     left = client.ok("ps", "-aq").split()
     if left:
         client.run("rm", "-f", "-v", *left)
     # carreld keeps a few ready-made things (pools): they are its own, not the test's
-    stack.settle()
-    leaks = leakcheck.wait_until_clean(before, 10)
-    leaks = {kind: kept for kind, found in leaks.items()
-             if (kept := [f for f in found if not stack.is_pool(f)])}
+    deadline = time.monotonic() + 10
+    while True:
+        leaks = leakcheck.take(cgroups=CGROUPS).difference(before)
+        leaks = {kind: kept for kind, found in leaks.items()
+                 if (kept := [f for f in found if not stack.is_pool(f)])}
+        if not leaks or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     assert not leaks, f"left behind: {leaks}"
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = ROOT / ".venv" / "bin"
-CGROUP_PARENT = "/carrel-test-e2e"
+CGROUP_PARENT = f"/carrel-test-e2e-{os.getpid()}"
+#: the links of ready-made network namespaces (carrel.network.pool keeps at most so many)
+POOL_LINKS = {f"veth {n}" for n in range(1, 9)}
 
 
 def peers(suite: str) -> Path:
@@ -133,10 +135,6 @@ class Stack:
     def log(self) -> str:
         return (self.work / "carreld.log").read_text(errors="replace")
 
-    def settle(self) -> None:
-        """Give asynchronous cleaning the moment it may take."""
-        time.sleep(0.05)
-
     def is_pool(self, fact: str) -> bool:
         """Is this one of the bounded, ready-made things that the engine keeps?"""
-        return "pool" in fact
+        return "pool" in fact or fact in POOL_LINKS

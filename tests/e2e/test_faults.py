@@ -5,8 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 
+import pytest
+
+from tests import images
 from tests.e2e.engine import BIN, Stack
+
+
+@pytest.fixture
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of its own for each test: it will be broken on purpose."""
+    running = Stack(tmp_path_factory.mktemp("own"))
+    running.start()
+    archive = running.work / "busybox.tar"
+    images.busybox_archive(archive)
+    running.cli(str(BIN / "carrel")).ok("load", "-q", "-i", str(archive))
+    try:
+        yield running
+    finally:
+        running.stop()
 
 
 def _wait(condition: object, seconds: float = 10) -> None:
@@ -16,16 +34,16 @@ def _wait(condition: object, seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
-def test_kill_9_of_carreld(stack: Stack) -> None:
-    cli = stack.cli(str(BIN / "carrel"))
+def test_kill_9_of_carreld(own: Stack, leak_check: None) -> None:
+    cli = own.cli(str(BIN / "carrel"))
     script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
     cli.ok("run", "-d", "--name", "alive", "busybox", "sh", "-c", script)
     cli.ok("run", "-d", "--name", "ends", "busybox", "sh", "-c", "sleep 1; exit 7")
     pid = cli.inspect("alive")["State"]["Pid"]
-    stack.kill()
+    own.kill()
     os.kill(pid, 0)
     time.sleep(1.2)  # "ends" ends while nobody looks
-    stack.start()
+    own.start()
     assert cli.inspect("alive")["State"]["Pid"] == pid
     state = cli.inspect("ends")["State"]
     assert (state["Status"], state["ExitCode"]) == ("exited", 7)
@@ -35,11 +53,11 @@ def test_kill_9_of_carreld(stack: Stack) -> None:
     cli.ok("rm", "-f", "alive", "ends")
 
 
-def test_kill_9_of_the_containerd_layer(stack: Stack) -> None:
-    cli = stack.cli(str(BIN / "carrel"))
+def test_kill_9_of_the_containerd_layer(own: Stack, leak_check: None) -> None:
+    cli = own.cli(str(BIN / "carrel"))
     cli.ok("run", "-d", "--name", "alive2", "busybox", "sleep", "1000")
     pid = cli.inspect("alive2")["State"]["Pid"]
-    for victim in stack.pids("carrel-containerd"):
+    for victim in own.pids("carrel-containerd"):
         os.kill(victim, signal.SIGKILL)
     _wait(lambda: cli.run("exec", "alive2", "true").code == 0)
     assert cli.inspect("alive2")["State"]["Pid"] == pid
@@ -47,8 +65,8 @@ def test_kill_9_of_the_containerd_layer(stack: Stack) -> None:
     cli.ok("rm", "-f", "alive2")
 
 
-def test_kill_9_of_the_zygote(stack: Stack) -> None:
-    cli = stack.cli(str(BIN / "carrel"))
+def test_kill_9_of_the_zygote(own: Stack, leak_check: None) -> None:
+    cli = own.cli(str(BIN / "carrel"))
     cli.ok("run", "-d", "--name", "alive3", "busybox", "sleep", "1000")
     for entry in os.listdir("/proc"):
         if entry.isdigit():
