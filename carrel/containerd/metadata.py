@@ -30,10 +30,12 @@ from typing import Any
 from carrel import errdefs
 from carrel.containerd.schema import MIGRATIONS, VERSION
 
-#: the log may grow to this many 4 KiB pages before SQLite itself folds it back
+#: the log may grow to this many 4 KiB pages before SQLite itself folds it back, which
+#: only happens when :meth:`Metadata.checkpoint` cannot keep up
 _AUTOCHECKPOINT_PAGES = 16_384
-#: ... and :meth:`Metadata.checkpoint` does so from this size on
-_CHECKPOINT_BYTES = 1 << 20
+#: the log's size from the start on: what is written inside a file costs no commit of the
+#: file system's journal at fdatasync, which halves the time of a transaction
+_LOG_BYTES = 4 << 20
 
 
 class _Transaction:
@@ -77,6 +79,7 @@ class Metadata:
         self._depth = 0
         self._failed = False
         self._namespaces: set[str] = set()
+        self._folded = 0
         #: counts the commits of this process: the collector sees by it that all stood still
         self.changes = 0
         try:
@@ -95,6 +98,7 @@ class Metadata:
             db.execute(f"PRAGMA wal_autocheckpoint={_AUTOCHECKPOINT_PAGES}")
             db.execute("PRAGMA cache_size=-1024")
             self._migrate(db)
+            self._extend_log()
         except sqlite3.DatabaseError as error:
             db.close()
             raise errdefs.SystemFailure(
@@ -114,6 +118,17 @@ class Metadata:
         for number in range(found + 1, VERSION + 1):
             script = "".join(s + ";" for s in MIGRATIONS[number])
             db.executescript(f"BEGIN;{script}PRAGMA user_version={number};COMMIT;")
+
+    def _extend_log(self) -> None:
+        """Give the log its size with zeros, which SQLite reads as the end of the log."""
+        fd = os.open(self.path + "-wal", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            size = os.fstat(fd).st_size
+            if size < _LOG_BYTES:
+                os.pwrite(fd, bytes(_LOG_BYTES - size), size)
+                os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
     # --- transactions ---
 
@@ -198,18 +213,21 @@ class Metadata:
             return made
 
     def checkpoint(self) -> bool:
-        """Fold a grown log back into the file; call it from a thread, off any path."""
-        try:
-            if os.stat(self.path + "-wal").st_size < _CHECKPOINT_BYTES:
-                return False
-        except FileNotFoundError:
+        """Fold the log back into the file; call it from a thread, off any path.
+
+        True when the log begins anew with the next transaction.
+        """
+        changes = self.changes
+        if changes == self._folded:
             return False
         other = sqlite3.connect(self.path, isolation_level=None)
         try:
             other.execute("PRAGMA synchronous=FULL")
-            return bool(other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[0] == 0)
+            _, frames, done = other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         finally:
             other.close()
+        self._folded = changes
+        return bool(frames == done)
 
     def close(self) -> None:
         """Close the database and let go of the root."""

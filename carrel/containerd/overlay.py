@@ -2,6 +2,7 @@
 
     snapshots/<id>/fs      the layer: lower directory of children, or upper of this one
     snapshots/<id>/work    overlayfs' work directory, of active snapshots
+    snapshots/pool-<n>/    the same two, made ahead; gone when the daemon stops
 
 Ids are never used again, so a directory without a row in the database is
 rubbish of an interrupted call; :meth:`Directories.sweep` removes those.
@@ -10,10 +11,11 @@ rubbish of an interrupted call; :meth:`Directories.sweep` removes those.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from carrel.containerd.removal import remove_tree
@@ -23,6 +25,8 @@ from carrel.proto import mount_pb2
 log = logging.getLogger(__name__)
 
 VIEW, ACTIVE, COMMITTED = 1, 2, 3
+#: pairs of directories made ahead
+_POOL_LOW, _POOL_FULL = 3, 8
 
 
 class Directories:
@@ -32,9 +36,13 @@ class Directories:
         self.root = root
         os.makedirs(root, mode=0o700, exist_ok=True)
         self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._removers: ThreadPoolExecutor | None = None
+        self._worker: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._pending: set[Future[None]] = set()
+        #: empty pairs made ahead: one rename on the path of a start instead of three mkdirs
+        self._pool: list[str] = []
+        self._pool_number = 0
+        self._filling = False
         #: index=off lets one lower directory serve many mounts without ESTALE surprises
         self._options = (["index=off"] if os.path.exists("/sys/module/overlay/parameters/index")
                          else [])
@@ -45,9 +53,9 @@ class Directories:
     def create(self, number: int, kind: int, parent: int) -> None:
         """The directories of a new snapshot; the root directory looks like the parent's."""
         name = str(number)
-        os.mkdir(name, 0o700, dir_fd=self._fd)
         try:
-            os.mkdir(f"{name}/fs", 0o755, dir_fd=self._fd)
+            if kind != ACTIVE or not self._take(name):
+                self._make(name, with_work=kind == ACTIVE)
             if parent:
                 status = os.stat(f"{parent}/fs", dir_fd=self._fd, follow_symlinks=False)
                 if status.st_uid or status.st_gid:
@@ -55,11 +63,48 @@ class Directories:
                              follow_symlinks=False)
                 if status.st_mode & 0o7777 != 0o755:
                     os.chmod(f"{name}/fs", status.st_mode & 0o7777, dir_fd=self._fd)
-            if kind == ACTIVE:
-                os.mkdir(f"{name}/work", 0o711, dir_fd=self._fd)
+        except FileExistsError:
+            raise
         except BaseException:
             remove_tree(self._fd, name)
             raise
+
+    def _make(self, name: str, *, with_work: bool) -> None:
+        os.mkdir(name, 0o700, dir_fd=self._fd)
+        os.mkdir(f"{name}/fs", 0o755, dir_fd=self._fd)
+        if with_work:
+            os.mkdir(f"{name}/work", 0o711, dir_fd=self._fd)
+
+    def _take(self, name: str) -> bool:
+        """Give a pair of the pool this name; False when the pool is empty."""
+        with self._lock:
+            pair = self._pool.pop() if self._pool else ""
+            fill = len(self._pool) <= _POOL_LOW and not self._filling
+            self._filling = self._filling or fill
+        if fill:
+            self._submit(self._fill)
+        if not pair:
+            return False
+        if os.path.lexists(f"{self.root}/{name}"):
+            # rename(2) would replace an empty directory silently
+            with self._lock:
+                self._pool.append(pair)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        os.rename(pair, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        return True
+
+    def _fill(self) -> None:
+        try:
+            while len(self._pool) < _POOL_FULL:
+                self._pool_number += 1
+                name = f"pool-{self._pool_number}"
+                with self._lock:
+                    self._make(name, with_work=True)
+                    self._pool.append(name)
+        except OSError as error:
+            log.warning("make snapshot directories ahead in %s: %s", self.root, error)
+        finally:
+            self._filling = False
 
     def discard(self, number: int) -> None:
         """Delete a snapshot's directories now."""
@@ -90,10 +135,13 @@ class Directories:
 
     def remove(self, number: int) -> Future[None]:
         """Delete a snapshot's directories in the background."""
+        return self._submit(self._remove, str(number))
+
+    def _submit(self, work: Callable[..., None], *arguments: str) -> Future[None]:
         with self._lock:
-            if self._removers is None:
-                self._removers = ThreadPoolExecutor(1, thread_name_prefix="remove")
-            future = self._removers.submit(self._remove, str(number))
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
+            future = self._worker.submit(work, *arguments)
             self._pending.add(future)
         future.add_done_callback(self._done)
         return future
@@ -127,12 +175,16 @@ class Directories:
         rubbish = [n for n in names if not n.isdigit() or int(n) not in known]
         for name in rubbish:
             try:
-                remove_tree(self._fd, name)
+                with self._lock:
+                    if name not in self._pool:
+                        remove_tree(self._fd, name)
             except OSError as error:
                 log.error("sweep %s/%s: %s", self.root, name, error)
         return rubbish
 
     def close(self) -> None:
-        if self._removers is not None:
-            self._removers.shutdown(wait=True)
+        if self._worker is not None:
+            self._worker.shutdown(wait=True)
+        for name in self._pool:
+            remove_tree(self._fd, name)
         os.close(self._fd)

@@ -57,7 +57,7 @@ from carrel.proto.rpc import Context
 
 log = logging.getLogger(__name__)
 
-_MAINTENANCE_SECONDS = 60.0
+_MAINTENANCE_SECONDS = 15.0
 _STARTUP_COLLECTION_SECONDS = 5.0
 
 

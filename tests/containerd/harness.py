@@ -196,3 +196,8 @@ def refused(kind: type[errdefs.CarrelError], text: str = "") -> Iterator[None]:
         assert text in error.message, error.message
     else:
         raise AssertionError(f"was not refused with {kind.__name__}")
+
+
+def present(directory: str | Path) -> list[str]:
+    """The snapshot directories, without those that are made ahead."""
+    return sorted(name for name in os.listdir(directory) if not name.startswith("pool-"))

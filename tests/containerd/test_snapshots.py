@@ -14,6 +14,7 @@ from carrel import errdefs
 from carrel.containerd import removal
 from carrel.containerd.metadata import Metadata
 from carrel.containerd.snapshots import NamespacedSnapshots, Snapshotter
+from tests.containerd.harness import present
 
 
 @pytest.fixture
@@ -135,11 +136,11 @@ async def test_removal_and_sweep(view: NamespacedSnapshots, snapshotter: Snapsho
     (Path(view.path("L3")) / "dir").mkdir()
     view.remove("L3")
     await snapshotter.directories.settled()
-    assert sorted(os.listdir(tmp_path / "snapshots")) == ["1", "2"]
+    assert present(tmp_path / "snapshots") == ["1", "2"]
     os.makedirs(tmp_path / "snapshots" / "77" / "fs")
     os.makedirs(tmp_path / "snapshots" / "rubbish")
     view.cleanup()
-    assert sorted(os.listdir(tmp_path / "snapshots")) == ["1", "2"]
+    assert present(tmp_path / "snapshots") == ["1", "2"]
     # the number of a removed snapshot is not used again
     view.prepare("new")
     assert view.stat("new").id > 3
@@ -158,8 +159,8 @@ def test_restart_keeps_all_and_sweeps_rubbish(tmp_path: Path) -> None:
     os.rmdir(tmp_path / "snapshots" / "4")
     second = Snapshotter(str(tmp_path / "snapshots"), metadata)
     assert second.of("default").mounts("c") == mounts
-    assert sorted(os.listdir(tmp_path / "snapshots")) == ["1", "2", "3", "4"]
-    assert sorted(os.listdir(tmp_path / "snapshots" / "4")) == ["fs", "work"]
+    assert present(tmp_path / "snapshots") == ["1", "2", "3", "4"]
+    assert present(tmp_path / "snapshots" / "4") == ["fs", "work"]
     second.close()
     metadata.close()
 
@@ -170,7 +171,7 @@ def test_failed_prepare_leaves_nothing(view: NamespacedSnapshots, tmp_path: Path
     with pytest.raises(errdefs.SystemFailure, match="layer directory"):
         view.prepare("c", "L1")
     assert not view.exists("c")
-    assert os.listdir(tmp_path / "snapshots") == ["1"]
+    assert present(tmp_path / "snapshots") == ["1"]
 
 
 # --- removal ---
@@ -271,4 +272,30 @@ async def test_many_removals_at_once(view: NamespacedSnapshots, snapshotter: Sna
         view.prepare(f"k{number}")
     await asyncio.gather(*(asyncio.to_thread(view.remove, f"k{n}") for n in range(40)))
     await snapshotter.directories.settled()
-    assert os.listdir(tmp_path / "snapshots") == []
+    assert present(tmp_path / "snapshots") == []
+
+
+async def test_directories_made_ahead(view: NamespacedSnapshots, snapshotter: Snapshotter,
+                                      tmp_path: Path) -> None:
+    top = tmp_path / "snapshots"
+
+    def ahead() -> set[str]:
+        return {name for name in os.listdir(top) if name.startswith("pool-")}
+
+    layers(view, 1)
+    await snapshotter.directories.settled()
+    before = ahead()
+    assert before
+    inodes = {os.stat(top / name / "fs").st_ino for name in before}
+    view.prepare("c", "L1")
+    assert os.stat(view.path("c")).st_ino in inodes
+    assert sorted(os.listdir(top / str(view.stat("c").id))) == ["fs", "work"]
+    # never handed out twice, however many are asked for at once
+    await asyncio.gather(*(asyncio.to_thread(view.prepare, f"k{n}", "L1") for n in range(40)))
+    assert len({os.stat(view.path(f"k{n}")).st_ino for n in range(40)}) == 40
+    view.cleanup()
+    await snapshotter.directories.settled()
+    # of a daemon that was killed
+    (top / "pool-777").mkdir()
+    view.cleanup()
+    assert "pool-777" not in ahead()
