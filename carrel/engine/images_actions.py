@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from carrel import errdefs
-from carrel.engine import images_transfer
+from carrel.engine import images_transfer, texts
 from carrel.engine.context import EngineContext
 from carrel.engine.images import ImageService
 from carrel.engine.images_model import DANGLING, from_message, host_platform
@@ -123,7 +123,11 @@ async def _digest_of(images: ImageService, name: str) -> str:
 async def push(ctx: EngineContext, images: ImageService, out: NdJson, reference: Reference,
                auth: Credentials) -> None:
     """Push one name.  The lines are Docker's: layer states, then digest and size."""
-    found = await images.find(str(reference))
+    try:
+        found = await images.find(str(reference))
+    except errdefs.NotFound:
+        raise errdefs.NotFound("An image does not exist locally with the tag: "
+                               f"{reference.familiar_name}") from None
     pushed = found.record.target
 
     async def told(progress: Progress) -> None:
@@ -238,7 +242,10 @@ async def save(ctx: EngineContext, images: ImageService, request: web.Request,
 
 
 async def _names_to_save(images: ImageService, text: str) -> list[str]:
-    found = await images.find(text)
+    try:
+        found = await images.find(text)
+    except errdefs.NotFound:
+        raise errdefs.NotFound(texts.no_such_image(text)) from None
     target = found.record.target.digest
     if found.name is None:
         return [f"{DANGLING}{target}"]

@@ -1,0 +1,207 @@
+"""Images through the real docker CLI: load, save, tag, rmi, commit, import, push, pull.
+
+With ``CARREL_E2E_ENGINE=docker`` the same tests run against Docker itself.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import images
+from tests.e2e.engine import Cli, Stack, peers
+from tests.registry.conftest import ROOT, Registry
+
+pytestmark = [pytest.mark.root, pytest.mark.peers]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("cli"))
+    stack.start()
+    yield stack
+    stack.stop()
+
+
+@pytest.fixture
+def docker(running: Stack, tmp_path: Path) -> Iterator[Cli]:
+    """With busybox:latest and nothing else."""
+    cli = running.cli(str(peers("sid") / "usr/bin/docker"))
+    images.busybox_archive(tmp_path / "busybox.tar")
+    cli.ok("load", "-q", "-i", str(tmp_path / "busybox.tar"))
+    yield cli
+    for container in cli.ok("ps", "-aq").split():
+        cli.run("rm", "-f", container)
+    for image in set(cli.ok("images", "-aq").split()):
+        cli.run("rmi", "-f", image)
+
+
+def names(cli: Cli) -> set[str]:
+    return set(cli.ok("images", "--format", "{{.Repository}}:{{.Tag}}").split())
+
+
+def test_load_says_what_it_loaded(docker: Cli, tmp_path: Path) -> None:
+    images.docker_archive(tmp_path / "a.tar", {"one:1": images.busybox(),
+                                               "two/x:latest": images.busybox()})
+    out = docker.ok("load", "-i", str(tmp_path / "a.tar"))
+    assert "Loaded image: one:1\n" in out and "Loaded image: two/x:latest\n" in out
+    images.docker_archive(tmp_path / "b.tar", {"": images.Image([images.layer({"f": b""})])})
+    out = docker.ok("load", "-i", str(tmp_path / "b.tar"))
+    assert "Loaded image ID: sha256:" in out
+
+
+def test_load_that_moves_a_name_keeps_the_old_image(docker: Cli, tmp_path: Path) -> None:
+    old = docker.ok("images", "-q", "busybox").strip()
+    images.docker_archive(tmp_path / "a.tar", {
+        "busybox:latest": images.Image([images.layer({"f": b""})])})
+    docker.ok("load", "-i", str(tmp_path / "a.tar"))
+    assert docker.ok("images", "-q", "-f", "dangling=true").split() == [old]
+    assert docker.ok("images", "-q", "busybox").strip() != old
+    docker.ok("image", "prune", "-f")
+    assert old not in docker.ok("images", "-aq")
+
+
+def test_inspect_history_and_filters(docker: Cli) -> None:
+    image = docker.inspect("busybox")
+    assert image["Id"] == images.busybox().id
+    assert image["RepoTags"] == ["busybox:latest"]
+    assert image["Config"]["Cmd"] == ["sh"] and image["Os"] == "linux"
+    assert image["RootFS"]["Layers"] == [images.digest(x) for x in images.busybox().layers]
+    assert image["Size"] > 500_000
+    assert docker.ok("history", "-q", "busybox").split()[0] == image["Id"][7:19]
+    for ref in (image["Id"], image["Id"][7:], image["Id"][7:19], image["Id"][7:11],
+                "busybox", "docker.io/library/busybox:latest", "index.docker.io/busybox"):
+        assert docker.inspect(ref)["Id"] == image["Id"], ref
+    docker.ok("tag", "busybox", "some/name:x")
+    listed = docker.ok("images", "--format", "{{.Repository}}", "--filter", "reference=some/*")
+    assert listed.split() == ["some/name"]
+    assert docker.ok("images", "-q", "--filter", "reference=*/nothing") == ""
+    assert docker.ok("images", "-q", "--filter", "label=none") == ""
+    assert "invalid filter" in docker.fails("images", "--filter", "nonsense=1").err
+
+
+@pytest.mark.parametrize(("argv", "text"), [
+    (("rmi", "nosuch"), "No such image: nosuch:latest"),
+    (("rmi", "nosuch:1"), "No such image: nosuch:1"),
+    (("tag", "nosuch", "x"), "No such image: nosuch:latest"),
+    (("save", "-o", "/tmp/never-written.tar", "nosuch"), "No such image: nosuch\n"),
+    (("push", "127.0.0.1:1/nosuch"),
+     "An image does not exist locally with the tag: 127.0.0.1:1/nosuch"),
+    (("pull", "127.0.0.1:1/x"), "connection refused"),
+    (("tag", "busybox", "UPPER"), "must be lowercase"),
+    (("pull", "a:b:c"), "invalid reference format"),
+    (("commit", "nosuch"), "No such container: nosuch"),
+])
+def test_errors(docker: Cli, argv: tuple[str, ...], text: str) -> None:
+    assert text in docker.fails(*argv).err
+
+
+def test_rmi_by_the_rules(docker: Cli) -> None:
+    ident = docker.inspect("busybox")["Id"][7:19]
+    docker.ok("tag", "busybox", "other:1")
+    assert docker.ok("rmi", "other:1") == "Untagged: other:1\n"
+    docker.ok("tag", "busybox", "other:1")
+    done = docker.fails("rmi", ident)
+    assert "(must be forced) - image is referenced in multiple repositories" in done.err
+    docker.ok("rmi", "other:1")
+    docker.ok("create", "--name", "c1", "busybox")
+    done = docker.fails("rmi", "busybox")
+    assert "unable to remove repository reference" in done.err and "must force" in done.err
+    done = docker.fails("rmi", ident)
+    assert "(must be forced) - image is being used by stopped container" in done.err
+    docker.ok("run", "-d", "--name", "c2", "busybox", "sleep", "60")
+    done = docker.fails("rmi", "-f", ident)
+    assert "(cannot be forced) - image is being used by running container" in done.err
+    docker.ok("rm", "-f", "c1", "c2")
+    out = docker.ok("rmi", "busybox")
+    assert "Untagged: busybox:latest" in out and "Deleted: sha256:" in out
+    assert names(docker) == set()
+
+
+def test_commit_and_run_the_result(docker: Cli) -> None:
+    docker.ok("run", "--name", "cc", "busybox", "sh", "-c",
+              "echo new > /n; rm /etc/group; rm -r /home; mkdir /home; touch /home/x; "
+              "ln /n /m; chmod 4711 /m; mknod /p p")
+    ident = docker.ok("commit", "-m", "why", "-a", "who", "-c", 'CMD ["cat", "/m"]',
+                      "-c", "ENV A=1 B=\"two words\"", "-c", "EXPOSE 80", "-c",
+                      "LABEL k=v", "cc", "made:1").strip()
+    image = docker.inspect("made:1")
+    assert image["Id"] == ident and image["Author"] == "who" and image["Comment"] == "why"
+    assert {"A=1", "B=two words"} <= set(image["Config"]["Env"])
+    assert image["Config"]["Labels"] == {"k": "v"} and "80/tcp" in image["Config"]["ExposedPorts"]
+    assert docker.ok("run", "--rm", "made:1") == "new\n"
+    out = docker.ok("run", "--rm", "made:1", "sh", "-c",
+                    "ls /etc/group 2>&1; ls /home; stat -c '%a %h' /m; test -p /p && echo pipe")
+    assert "No such file" in out and out.splitlines()[1:] == ["x", "4711 2", "pipe"]
+    assert len(docker.ok("history", "-q", "made:1").split()) == 2
+    done = docker.fails("commit", "-c", "RUN x", "cc")
+    assert "RUN is not a valid change command" in done.err
+
+
+def test_import(docker: Cli, tmp_path: Path) -> None:
+    (tmp_path / "root.tar").write_bytes(images.busybox().layers[0])
+    subprocess.run(["gzip", "-1", "-k", str(tmp_path / "root.tar")], check=True)
+    ident = docker.ok("import", "-m", "note", "-c", "CMD echo imported",
+                      str(tmp_path / "root.tar.gz"), "got:1").strip()
+    assert docker.inspect("got:1")["Id"] == ident
+    assert docker.ok("run", "--rm", "got:1") == "imported\n"
+
+
+def test_push_pull_and_run(docker: Cli, registry: Registry) -> None:
+    name = f"{registry.address}/some/busybox:1"
+    docker.ok("tag", "busybox", name)
+    out = docker.ok("push", name)
+    assert f"The push refers to repository [{registry.address}/some/busybox]" in out
+    assert "1: digest: sha256:" in out
+    digest = out.split("digest: ")[1].split()[0]
+    docker.ok("rmi", name, "busybox")
+    out = docker.ok("pull", name)
+    assert out.splitlines()[0] == "1: Pulling from some/busybox"
+    for line in ("Pulling fs layer", "Download complete", "Pull complete", f"Digest: {digest}",
+                 f"Status: Downloaded newer image for {name}"):
+        assert line in out, out
+    assert f"Status: Image is up to date for {name}" in docker.ok("pull", name)
+    assert docker.inspect(name)["RepoDigests"] == [f"{registry.address}/some/busybox@{digest}"]
+    assert docker.ok("run", "--rm", f"{registry.address}/some/busybox@{digest}", "echo",
+                     "ran") == "ran\n"
+    done = docker.fails("pull", f"{registry.address}/some/busybox:2")
+    assert f"manifest for {registry.address}/some/busybox:2 not found: manifest unknown" in done.err
+    docker.ok("rmi", "-f", name)
+    done = docker.run("run", "--rm", name, "echo", "ran")
+    assert done.out == "ran\n" and "Unable to find image" in done.err
+    docker.ok("tag", name, f"{registry.address}/some/busybox:3")
+    docker.ok("push", "-q", f"{registry.address}/some/busybox:3")
+    docker.ok("rmi", name, f"{registry.address}/some/busybox:3")
+    docker.ok("pull", "-a", "-q", f"{registry.address}/some/busybox")
+    assert {name, f"{registry.address}/some/busybox:3"} <= names(docker)
+
+
+def test_save_for_others(docker: Cli, tmp_path: Path) -> None:
+    docker.ok("tag", "busybox", "second:2")
+    docker.ok("save", "-o", str(tmp_path / "s.tar"), "busybox", "second:2")
+    with tarfile.open(tmp_path / "s.tar") as tar:
+        document = json.load(tar.extractfile("manifest.json") or io.BytesIO())
+    assert sorted(document[0]["RepoTags"]) == ["busybox:latest", "second:2"]
+    shared = Path("/tmp") / f"carrel-skopeo-{os.getpid()}"
+    shared.mkdir()
+    try:
+        (shared / "s.tar").write_bytes((tmp_path / "s.tar").read_bytes())
+        for source in ("docker-archive", "oci-archive"):
+            what = ":busybox:latest" if source == "docker-archive" else ":latest"
+            done = subprocess.run(
+                [str(ROOT / "scripts/in-peers"), "skopeo", "inspect", "--config",
+                 f"{source}:{shared}/s.tar{what}"], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["rootfs"]["diff_ids"] == [
+                images.digest(x) for x in images.busybox().layers]
+    finally:
+        for file in shared.iterdir():
+            file.unlink()
+        shared.rmdir()
