@@ -1,5 +1,4 @@
-"""A real engine for the integration tests: dockerd from the peers' root, or any other one
-named by CARREL_TEST_HOST."""
+"""A real engine for the integration tests: dockerd from the peers' root, or our own."""
 
 from __future__ import annotations
 
@@ -89,19 +88,26 @@ def _dockerd(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     return process, f"unix://{path}"
 
 
-def engine() -> Iterator[Live]:
-    """The body of a fixture: the engine lives as long as the generator."""
-    named = os.environ.get("CARREL_TEST_HOST")
+def engine(kind: str) -> Iterator[Live]:
+    """The body of a fixture: the engine ("dockerd", "carreld") lives as long as the
+    generator."""
     with tempfile.TemporaryDirectory(prefix="carrel-cli-", dir="/tmp") as name:
         folder = Path(name)
-        process = None
-        host = named or ""
-        if not named:
-            if not (Path(subprocess.run(
-                    [str(ROOT / "scripts" / "peers"), "--path"], capture_output=True, text=True,
-                    check=True).stdout.strip()) / ".complete").exists():
+        if kind == "dockerd":
+            if not _peers_are_built():
                 pytest.skip("the peers' root is not built (scripts/peers)")
             process, host = _dockerd(folder)
+
+            def stop() -> None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(20)
+        else:
+            from tests.engine.stack import clean, start_stack
+            stack = start_stack(folder)
+            host = stack.host
+
+            def stop() -> None:
+                clean(stack)
         live = Live(host, folder)
         try:
             live.out("import", "-c", 'CMD ["sh"]', "-", IMAGE, stdin=root_file_system())
@@ -110,6 +116,10 @@ def engine() -> Iterator[Live]:
             ids = live.run("ps", "-aq").stdout.decode().split()
             if ids:
                 live.run("rm", "-f", "-v", *ids)
-            if process is not None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(20)
+            stop()
+
+
+def _peers_are_built() -> bool:
+    path = subprocess.run([str(ROOT / "scripts" / "peers"), "--path"], capture_output=True,
+                          text=True, check=True).stdout.strip()
+    return (Path(path) / ".complete").exists()
