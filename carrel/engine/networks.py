@@ -49,7 +49,7 @@ def spec_of(body: dict[str, Any]) -> NetworkSpec:
         internal=fields["Internal"], attachable=fields["Attachable"], ingress=fields["Ingress"],
         config_only=fields["ConfigOnly"],
         config_from=str((fields["ConfigFrom"] or {}).get("Network") or ""),
-        ipam_driver=ipam["Driver"] or "default", ipam_options=ipam["Options"] or {},
+        ipam_driver=ipam["Driver"] or "default", ipam_options=ipam["Options"],
         pools=tuple(pools), options=options, labels=fields["Labels"])
 
 
@@ -59,8 +59,7 @@ def view(ctx: EngineContext, network: Network, *, containers: bool = False) -> d
     return {
         "Name": network.name, "Id": network.id, "Created": network.created, "Scope": spec.scope,
         "Driver": network.driver, "EnableIPv4": spec.enable_ipv4, "EnableIPv6": spec.enable_ipv6,
-        "IPAM": {"Driver": spec.ipam_driver, "Options": spec.ipam_options or None
-                 if network.name in BUILTIN else spec.ipam_options,
+        "IPAM": {"Driver": spec.ipam_driver, "Options": spec.ipam_options,
                  "Config": [_pool(p) for p in network.pools] if network.pools else None
                  if network.name in BUILTIN else []},
         "Internal": spec.internal, "Attachable": spec.attachable, "Ingress": spec.ingress,

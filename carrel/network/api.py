@@ -47,7 +47,8 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     config_only: bool = False
     config_from: str = ""
     ipam_driver: str = "default"
-    ipam_options: dict[str, str] = {}
+    #: None: the client said nothing, which is shown as it was said
+    ipam_options: dict[str, str] | None = None
     pools: tuple[AddressPool, ...] = ()
     options: dict[str, str] = {}
     labels: dict[str, str] = {}

@@ -33,8 +33,9 @@ def check(network: Network | None, spec: EndpointSpec) -> None:
             + "\n".join(problems))
     if spec.mac:
         normal_mac(spec.mac)
-    if spec.link_local:
-        raise errdefs.NotImplementedYet("link-local addresses of endpoints are not built yet")
+    for text in spec.link_local:
+        if not ipam.parse_address(text, "link-local IP address").is_link_local:
+            raise errdefs.InvalidParameter(f"invalid link-local IP address: {text}")
     for name, value in spec.driver_opts.items():
         if name == OPT_IFNAME:
             if not bridge.valid_ifname(value):
@@ -131,6 +132,7 @@ def interface(endpoint: Endpoint, network: Network, through: tuple[str, ...]) ->
     """The endpoint for the kernel."""
     addresses = [(a, p) for a, p in ((endpoint.ipv4, endpoint.prefix4),
                                      (endpoint.ipv6, endpoint.prefix6)) if a]
+    addresses += [(a, 64 if ":" in a else 16) for a in endpoint.spec.link_local]
     return Interface(
         ifname=endpoint.ifname, host_ifname=endpoint.host_ifname, bridge=network.bridge,
         mac=endpoint.mac, mtu=network.mtu, addresses=tuple(addresses), gateways=through,

@@ -19,7 +19,7 @@ DEFAULT = "bridge"
 #: made by the engine, never by a user
 PREDEFINED = ("bridge", "host", "none")
 _RESERVED = (*PREDEFINED, "default", "container")
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
+_NAME = re.compile(r"\w[\w. -]*", re.ASCII)
 _NOT_BUILT = ("overlay", "macvlan", "ipvlan")
 
 
@@ -110,8 +110,8 @@ class Networks:
                 f"operation is not permitted on predefined {spec.name} network")
         if len(spec.name) > 255 or not _NAME.fullmatch(spec.name):
             raise errdefs.InvalidParameter(
-                f"invalid network name ({spec.name[:64]}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are "
-                "allowed")
+                f"invalid network name ({spec.name[:64]}), only letters, digits, dots, dashes, "
+                "underscores and spaces are allowed")
         if spec.name in self._by_name:
             raise errdefs.Conflict(f"network with name {spec.name} already exists")
         if spec.driver in ("host", "null"):
