@@ -9,13 +9,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import images
-from tests.e2e.engine import BIN, Stack
+from tests import images, leakcheck
+from tests.e2e.engine import BIN, CGROUP_PARENT, Stack
 
 
 @pytest.fixture
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack of its own for each test: it will be broken on purpose."""
+    """A stack of its own for each test: it will be broken on purpose, and still
+    leaves nothing behind."""
+    cgroups = CGROUP_PARENT.strip("/")
+    before = leakcheck.take(cgroups=cgroups)
     running = Stack(tmp_path_factory.mktemp("own"))
     running.start()
     archive = running.work / "busybox.tar"
@@ -25,6 +28,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
     finally:
         running.stop()
+    leaks = leakcheck.wait_until_clean(before, 10, cgroups)
+    assert not leaks, f"left behind: {leaks}"
 
 
 def _wait(condition: object, seconds: float = 10) -> None:
@@ -34,7 +39,7 @@ def _wait(condition: object, seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
-def test_kill_9_of_carreld(own: Stack, leak_check: None) -> None:
+def test_kill_9_of_carreld(own: Stack) -> None:
     cli = own.cli(str(BIN / "carrel"))
     script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
     cli.ok("run", "-d", "--name", "alive", "busybox", "sh", "-c", script)
@@ -53,7 +58,7 @@ def test_kill_9_of_carreld(own: Stack, leak_check: None) -> None:
     cli.ok("rm", "-f", "alive", "ends")
 
 
-def test_kill_9_of_the_containerd_layer(own: Stack, leak_check: None) -> None:
+def test_kill_9_of_the_containerd_layer(own: Stack) -> None:
     cli = own.cli(str(BIN / "carrel"))
     cli.ok("run", "-d", "--name", "alive2", "busybox", "sleep", "1000")
     pid = cli.inspect("alive2")["State"]["Pid"]
@@ -65,20 +70,19 @@ def test_kill_9_of_the_containerd_layer(own: Stack, leak_check: None) -> None:
     cli.ok("rm", "-f", "alive2")
 
 
-def test_kill_9_of_the_zygote(own: Stack, leak_check: None) -> None:
+def test_kill_9_of_the_zygote(own: Stack) -> None:
     cli = own.cli(str(BIN / "carrel"))
     cli.ok("run", "-d", "--name", "alive3", "busybox", "sleep", "1000")
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/cmdline", "rb") as f:
-                    line = f.read()
-            except OSError:
-                continue
-            parent_ns = os.readlink(f"/proc/{entry}/ns/net")
-            if line.rstrip(b"\0").endswith(b"\0zygote") and parent_ns == os.readlink(
-                    "/proc/self/ns/net"):
-                os.kill(int(entry), signal.SIGKILL)
+    killed = 0
+    for layer in own.pids("carrel-containerd"):
+        with open(f"/proc/{layer}/task/{layer}/children", encoding="ascii") as f:
+            children = [int(pid) for pid in f.read().split()]
+        for child in children:
+            with open(f"/proc/{child}/cmdline", "rb") as f:
+                if b"zygote" in f.read():
+                    os.kill(child, signal.SIGKILL)
+                    killed += 1
+    assert killed == 1
     assert cli.ok("run", "--rm", "busybox", "echo", "new").strip() == "new"
     assert cli.ok("exec", "alive3", "echo", "here").strip() == "here"
     cli.ok("rm", "-f", "alive3")
