@@ -35,7 +35,8 @@ class Child:
     """Everything the child needs, made by the parent before the clone."""
 
     __slots__ = ("after_go", "argv", "before", "born_in_cgroup", "cgroup", "clone_again",
-                 "early", "env", "fifo_fd", "filtered", "install_filter", "joins", "keep_fds",
+                 "early", "env", "fifo_fd", "filtered", "install_filter",
+                 "install_listener", "joins", "keep_fds",
                  "kernel", "preserve_fds", "stdio", "terminal", "unshare_flags", "view",
                  "wait_for_maps")
 
@@ -60,6 +61,7 @@ class Child:
         self.preserve_fds = 0
         self.wait_for_maps = False
         self.install_filter: Any = None
+        self.install_listener: Any = None      # instead, where the filter asks an agent
 
 
 def run(child: Child, report: Report) -> NoReturn:
@@ -78,6 +80,9 @@ def run(child: Child, report: Report) -> NoReturn:
         current = None
         record.current_step = "exec"
         path = find_program(child)
+        if child.install_listener is not None:
+            record.current_step = "seccomp"
+            _install_listener(child, report)
         if child.fifo_fd >= 0:
             close_all_but(child.kernel, [report.fd, child.fifo_fd, child.view.proc_fd],
                           child.preserve_fds)
@@ -219,6 +224,17 @@ def close_all_but(kernel: Any, keep: list[int], preserve: int) -> None:
             kernel.close_range(first, fd - 1)
         first = fd + 1
     kernel.close_range(first, 0xFFFFFFFF)
+
+
+def _install_listener(child: Child, report: Report) -> None:
+    """A filter that asks an agent is installed while the parent is still there to
+    hand the agent its descriptor: it takes it from us by number, because from here
+    on any call but write may hang until the agent answers."""
+    fd = child.install_listener()
+    os.write(report.fd, b"N%d" % fd)
+    if os.read(report.fd, 16)[:1] != b"G":
+        os._exit(EXIT_FAILED)
+    os.close(fd)
 
 
 def _wait_for_start(child: Child) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
-from carrel.errdefs import InvalidParameter
 from carrel.kernel import seccomp, syscalls
 from carrel.kernel.plan import Operation
 from carrel.oci import json
-from carrel.runtime import hooks, identity, inside, planner
+from carrel.runtime import agent, hooks, identity, inside, planner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,7 +125,12 @@ def finish_rights(child: Child, rights: planner.Rights, process: Spec, filter_sp
         return
     seccomp.check(filter_spec)
     if seccomp.needs_listener(filter_spec):
-        raise InvalidParameter("seccomp: SCMP_ACT_NOTIFY is not built yet")
+        agent.check(filter_spec)
+        asking = seccomp.Filter(seccomp.compile(filter_spec, cache), seccomp.flags(filter_spec),
+                                listener=True)
+        child.install_listener = asking.install
+        child.after_go.append(rights.final)
+        return
     program = seccomp.Filter(seccomp.compile(filter_spec, cache), seccomp.flags(filter_spec))
     if process.get("noNewPrivileges"):
         child.after_go.append(rights.final)

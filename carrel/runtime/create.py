@@ -10,7 +10,18 @@ from carrel.kernel import cgroup, syscalls, terminal
 from carrel.kernel.plan import Operation
 from carrel.kernel.plan import run as run_plan
 from carrel.oci import json, runtime_spec
-from carrel.runtime import errors, hooks, inside, launch, options, planner, report, sources, state
+from carrel.runtime import (
+    agent,
+    errors,
+    hooks,
+    inside,
+    launch,
+    options,
+    planner,
+    report,
+    sources,
+    state,
+)
 from carrel.runtime.child import Child, interpreter
 from carrel.runtime.container import Container
 from carrel.runtime.view import View
@@ -221,6 +232,10 @@ class Maker:
                 start.socket.send(b"G")
             elif kind == b"P":
                 self._replaced(int(packet[1:]))
+            elif kind == b"N":
+                agent.hand_over(self.spec["linux"]["seccomp"], start.pidfd, int(packet[1:]),
+                                start.pid, self.oci_state("creating"))
+                start.socket.send(b"G")
             elif kind == b"S":
                 self._answer_source(int(packet[1:]))
             elif kind == b"I":

@@ -13,7 +13,7 @@ from carrel.errdefs import Conflict, InvalidParameter
 from carrel.kernel import syscalls
 from carrel.kernel.plan import Operation
 from carrel.kernel.plan import run as run_plan
-from carrel.runtime import childplan, errors, identity, inside, launch, planner, report
+from carrel.runtime import agent, childplan, errors, identity, inside, launch, planner, report
 from carrel.runtime import container as containers
 from carrel.runtime.child import Child, interpreter
 from carrel.runtime.create import fill_process
@@ -212,9 +212,13 @@ class Entry:
             if not kind:
                 break  # execve closed its end
             if kind == b"E":
-                raise errors.from_packet(packet, "error executing process")
+                raise errors.from_packet(packet, "")
             if kind == b"T":
                 self.console = fds[0]
+            elif kind == b"N":
+                agent.hand_over(self.container.spec["linux"]["seccomp"], start.pidfd,
+                                int(packet[1:]), start.pid, self.container.oci_state())
+                start.socket.send(b"G")
         start.socket.close()
         return containers.Process(start.pid, start.pidfd, self.console)
 

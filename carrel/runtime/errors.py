@@ -10,7 +10,7 @@ from carrel.runtime import report
 TYPE_CHECKING = False
 
 
-def from_packet(packet: bytes, during: str = "error during container init") -> OSError:
+def from_packet(packet: bytes, during: str = "error during container init: ") -> OSError:
     """The child's report as an exception with its errno and step."""
     number, step, text, name = report.unpack_error(packet)
     if not text:
@@ -19,7 +19,7 @@ def from_packet(packet: bytes, during: str = "error during container init") -> O
         text = f"{name}: {text}"
     if step == "exec" and text.startswith("exec /"):
         return failure(number, text, step)  # execve itself: the caller's program is at fault
-    return failure(number, f"unable to start container process: {during}: {text}", step)
+    return failure(number, f"unable to start container process: {during}{text}", step)
 
 
 def failure(number: int, text: str, step: str) -> OSError:

@@ -8,7 +8,7 @@
                       S index                                    open a bind source for me
                       I                                          what is my pid?
                       T   (+ one descriptor)                     the terminal's master
-                      N   (+ one descriptor)                     the seccomp notify descriptor
+                      N number                                   take my seccomp listener
                       R                                          ready, waiting for start
     parent -> child   G [pid]                                    go on
                   G (+ one descriptor), or E ...             the answer to S
@@ -71,10 +71,6 @@ class Report:
 
     def send_terminal(self, master: int) -> None:
         terminal.send_descriptors(self.socket, b"T", [master])
-
-    def send_notify(self, fd: int) -> None:
-        terminal.send_descriptors(self.socket, b"N", [fd])
-        self.wait()
 
 
 def pack_error(error: BaseException, step: str, operation: Operation | None = None) -> bytes:
