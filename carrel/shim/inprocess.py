@@ -7,7 +7,7 @@ import os
 from carrel.errdefs import CarrelError, Conflict, NotFound, SystemFailure
 from carrel.runtime import api
 from carrel.shim.driver import Driver, Made
-from carrel.shim.worker import Worker, make_settings
+from carrel.shim.worker import Worker, make_settings, shares_pids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ class InProcess(Driver):
         self._container = made
         console, made.console = made.console, -1
         self._cgroup = dict(made.cgroup.paths)
-        namespaces = (made.spec.get("linux") or {}).get("namespaces") or []
-        self._shares_pids = not any(n["type"] == "pid" and not n.get("path") for n in namespaces)
+        self._shares_pids = shares_pids(made.spec)
         return Made(made.pid, console)
 
     def _dismiss(self) -> None:

@@ -118,8 +118,12 @@ class Shim:
                   "systemd_cgroup": options["systemd_cgroup"],
                   "no_pivot_root": options["no_pivot_root"],
                   "no_new_keyring": options["no_new_keyring"], "namespace": self.namespace}
-        with open(os.path.join(request["bundle"], RECORD), "w", encoding="utf-8") as file:
-            json.dump(record, file)
+        fd = os.open(os.path.join(request["bundle"], RECORD),
+                     os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, json.dumps(record).encode())
+        finally:
+            os.close(fd)
         worker, self._worker = self._worker, None
         return make_driver(self.loop, self.reaper, record, request["id"],
                            request["bundle"], worker)

@@ -106,7 +106,7 @@ class Server:
 class Connection:
     """One client: frames in, frames out, answers in any order."""
 
-    __slots__ = ("_in", "_last", "_out", "_server", "_skip", "_socket")
+    __slots__ = ("_in", "_last", "_out", "_server", "_skip", "_socket", "_writing")
 
     def __init__(self, server: Server, connection: socket.socket) -> None:
         self._server = server
@@ -115,6 +115,7 @@ class Connection:
         self._out = bytearray()
         self._skip = 0
         self._last = 0
+        self._writing = False
         server.loop.add(connection.fileno(), poll.IN, self._ready)
 
     @property
@@ -228,8 +229,10 @@ class Connection:
             self.close()
             return
         del self._out[:sent]
-        self._server.loop.modify(self._socket.fileno(),
-                                 poll.IN | poll.OUT if self._out else poll.IN)
+        if bool(self._out) != self._writing:
+            self._writing = not self._writing
+            self._server.loop.modify(self._socket.fileno(),
+                                     poll.IN | poll.OUT if self._writing else poll.IN)
 
     def close(self) -> None:
         if self._socket.fileno() < 0:

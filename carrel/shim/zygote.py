@@ -22,6 +22,7 @@ import signal
 import socket
 
 from carrel import runtime
+from carrel.kernel import cgroup
 from carrel.kernel import syscalls as k
 from carrel.shim import daemon
 from carrel.shim.worker import Worker
@@ -73,7 +74,10 @@ def warm() -> None:
 
     from carrel.shim import rehearse
     runtime.warm()
-    for name in _LAZY:
+    mode = cgroup.layout().mode
+    versions = [f"carrel.kernel.cgroup_{v}{part}" for part in ("", "_limits") for v in (
+        ["v2"] if mode == "unified" else ["v1"])]
+    for name in (*_LAZY, *versions):
         import_module(name)
     rehearse.rehearse()
     for _ in range(rehearse.TIMES):

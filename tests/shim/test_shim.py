@@ -585,3 +585,33 @@ def test_many_connections_at_once(machine: Machine) -> None:
     with contextlib.ExitStack() as stack:
         for client in clients:
             stack.callback(client.close)
+
+
+def test_what_needs_the_container_s_parent_is_made_by_it(machine: Machine) -> None:
+    """A user namespace: no worker can make it, the shim itself does."""
+    out, = fifos(machine, "out")
+    shim = machine.start_shim("a", ["cat", "/proc/self/uid_map"])
+    config = json.loads((shim.bundle / "config.json").read_text())
+    config["linux"]["namespaces"].append({"type": "user"})
+    mapping = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    config["linux"] |= {"uidMappings": mapping, "gidMappings": mapping}
+    (shim.bundle / "config.json").write_text(json.dumps(config, indent=1))
+    for folder in (machine.folder, *shim.bundle.parents[:3], shim.bundle):
+        folder.chmod(0o755)
+    fd = reader(out)
+    shim.create(stdout=out)
+    shim.start()
+    assert shim.wait() == 0
+    assert read_all(fd).split() == [b"0", b"100000", b"65536"]
+
+
+def test_a_shared_pid_namespace_ends_with_init(machine: Machine) -> None:
+    shim = machine.start_shim("a", ["sh", "-c", "sleep 1000 & exit 3"])
+    config = json.loads((shim.bundle / "config.json").read_text())
+    config["linux"]["namespaces"] = [n for n in config["linux"]["namespaces"]
+                                     if n["type"] != "pid"]
+    (shim.bundle / "config.json").write_text(json.dumps(config))
+    shim.create()
+    shim.start()
+    assert shim.wait() == 3
+    shim.delete()
