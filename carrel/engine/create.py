@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -179,15 +180,23 @@ async def _make(manager: Manager, name: str, record: Record,
         undo.push_async_callback(_remove_volumes, manager, made)
         record.mounts = [await _point(manager, p, o, made) for p, o in points]
         container = Container(record)
-        container.mounts_cache = await manager.tasks.prepare(record.id, record.chain_id)
-        undo.push_async_callback(manager.tasks.remove_snapshot, record.id)
+        preparing = asyncio.ensure_future(manager.tasks.prepare(record.id, record.chain_id))
+        undo.push_async_callback(_remove_snapshot, manager, record.id, preparing)
+        await asyncio.sleep(0)  # the request leaves: the commit runs while the layer works
+        undo.callback(ctx.store.delete, "container", record.id)
         with ctx.store.transaction():
-            ctx.store.claim("container", record.name, record.id)
+            ctx.store.take("container", record.name, record.id)
             manager.save(container)
+        container.mounts_cache = await preparing
         undo.pop_all()
     manager.add(container)
     ctx.events.publish("container", "create", record.id, container.attributes())
     return container
+
+
+async def _remove_snapshot(manager: Manager, ident: str, preparing: asyncio.Future[Any]) -> None:
+    await asyncio.wait([preparing])
+    await manager.tasks.remove_snapshot(ident)
 
 
 async def _remove_volumes(manager: Manager, names_made: list[str]) -> None:

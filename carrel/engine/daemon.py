@@ -135,6 +135,8 @@ class Daemon:
         if ctx:
             ctx.events.close()
             await ctx.drain(5.0)
+        if manager:
+            manager.flush_cleaned()
         await self._undo.aclose()
 
     async def _stop_containers(self, manager: Manager) -> None:

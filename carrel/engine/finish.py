@@ -146,4 +146,4 @@ async def auto_remove(manager: Manager, container: Container) -> None:
     from carrel.engine import remove
 
     with contextlib.suppress(errdefs.NotFound, errdefs.Conflict):
-        await remove.remove(manager, container, force=True, volumes=True)
+        await remove.remove(manager, container, force=True, volumes=True, automatic=True)

@@ -63,15 +63,15 @@ def mount(point: MountPoint) -> dict[str, Any]:
 def inspect(manager: Manager, container: Container, size: tuple[int, int] | None = None
             ) -> dict[str, Any]:
     record = container.record
-    folder = manager.folder(container)
+    folder, files = manager.folder(container), manager.files_folder(container)
     host = {k: v for k, v in record.host_config.items()
             if v is not None or k not in ("KernelMemory", "KernelMemoryTCP", "Annotations",
                                           "Init", "Mounts", "StorageOpt", "Sysctls", "Tmpfs")}
     result: dict[str, Any] = {
         "Id": record.id, "Created": record.created, "Path": record.path, "Args": record.args,
         "State": state(container), "Image": record.image_id,
-        "ResolvConfPath": f"{folder}/resolv.conf", "HostnamePath": f"{folder}/hostname",
-        "HostsPath": f"{folder}/hosts",
+        "ResolvConfPath": f"{files}/resolv.conf", "HostnamePath": f"{files}/hostname",
+        "HostsPath": f"{files}/hosts",
         "LogPath": f"{folder}/{record.id}-json.log" if record.log_driver == "json-file" else "",
         "Name": f"/{record.name}", "RestartCount": record.restart_count,
         "Driver": manager.ctx.config.snapshotter, "Platform": record.platform, "MountLabel": "",

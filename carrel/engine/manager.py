@@ -42,6 +42,7 @@ class Manager:
         self._containers: dict[str, Container] = {}
         self._names: dict[str, str] = {}
         self._releasing: set[asyncio.Task[Any]] = set()
+        self._cleaned: list[str] = []
 
     # --- registry -------------------------------------------------------------
     def load(self) -> None:
@@ -65,6 +66,21 @@ class Manager:
         for exec_id, process in list(self.execs.items()):
             if process.container is container:
                 del self.execs[exec_id]
+
+    def cleaned(self, ident: str) -> None:
+        """Nothing is left of a removed container. The note of it goes with the next
+        removal's commit, or after a moment: it is worth no commit of its own."""
+        if not self._cleaned:
+            asyncio.get_running_loop().call_later(1.0, self.flush_cleaned)
+        self._cleaned.append(ident)
+
+    def flush_cleaned(self) -> None:
+        if not self._cleaned:
+            return
+        done, self._cleaned = self._cleaned, []
+        with self.ctx.store.transaction():
+            for ident in done:
+                self.ctx.store.delete("cleanup", ident)
 
     def check_free(self, name: str) -> None:
         owner = self._names.get(name)
@@ -161,6 +177,10 @@ class Manager:
     # --- folders and what lies there -------------------------------------------
     def folder(self, container: Container) -> str:
         return f"{self.ctx.config.engine_dir}/containers/{container.id}"
+
+    def files_folder(self, container: Container) -> str:
+        """hosts, hostname, resolv.conf: written at every start, so they live in memory."""
+        return f"{self.ctx.config.exec_root}/containers/{container.id}"
 
     def io_folder(self, container: Container) -> str:
         return io_folder(self.ctx.config.exec_root, container.id)
@@ -285,7 +305,7 @@ class Manager:
         if sandbox is None:
             return
         for name, text in (("hosts", sandbox.hosts), ("resolv.conf", sandbox.resolv_conf)):
-            path = f"{self.folder(container)}/{name}"
+            path = f"{self.files_folder(container)}/{name}"
             with contextlib.suppress(FileNotFoundError):
                 fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
                 try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 async def remove(manager: Manager, container: Container, *, force: bool = False,
-                 volumes: bool = False) -> None:
+                 volumes: bool = False, automatic: bool = False) -> None:
     """Gone from the API when this returns."""
     if container.removed:
         raise errdefs.Conflict(texts.removal_in_progress(container.id))
@@ -40,43 +40,65 @@ async def remove(manager: Manager, container: Container, *, force: bool = False,
         status, container.state.status = container.state.status, REMOVING
         owned = [p.name for p in container.record.mounts
                  if p.type == "volume" and volumes and manager.is_anonymous(p.name)]
+        if automatic:
+            # should the daemon die before the commit, the next one finds an ended --rm
+            # container and removes it: so those who wait need not wait for the disk
+            _announce(manager, container)
+            await asyncio.sleep(0)
         try:
-            with manager.ctx.store.transaction():
-                manager.ctx.store.delete("container", container.id)
-                manager.ctx.store.put("cleanup", container.id, {"volumes": owned})
+            _commit(manager, container, owned)
         except BaseException:
             container.removed, container.state.status = False, status
+            if automatic:
+                manager.add(container)
             raise
-        manager.forget(container)
+        if not automatic:
+            _announce(manager, container)
+    manager.ctx.spawn(_clean(manager, container, owned), f"clean {container.id[:12]}")
+
+
+def _commit(manager: Manager, container: Container, volumes: list[str]) -> None:
+    with manager.ctx.store.transaction():
+        manager.flush_cleaned()
+        manager.ctx.store.delete("container", container.id)
+        manager.ctx.store.put("cleanup", container.id, {"volumes": volumes})
+
+
+def _announce(manager: Manager, container: Container) -> None:
+    """Out of the registry, and everybody is told."""
+    manager.forget(container)
     for session in container.pending:
         session.finish()
     manager.ctx.events.publish("container", "destroy", container.id, container.attributes())
     container.tell("removed", "not-running", "next-exit")
-    manager.ctx.spawn(_clean(manager, container, owned), f"clean {container.id[:12]}")
 
 
 async def _clean(manager: Manager, container: Container, volumes: list[str]) -> None:
+    had_task = container.cleanup is None  # otherwise the end of the run deleted it
     await finish.settled(container)
-    await clean_disk(manager, container.id, volumes)
+    await clean_disk(manager, container.id, volumes, task=had_task)
 
 
-async def clean_disk(manager: Manager, ident: str, volumes: list[str]) -> None:
+async def clean_disk(manager: Manager, ident: str, volumes: list[str], *, task: bool = True
+                     ) -> None:
     """What a removed container leaves: record, snapshot, folder, volumes. Idempotent."""
     outcomes = await asyncio.gather(
-        _record_and_snapshot(manager, ident), *(_volume(manager, name) for name in volumes),
+        _record_and_snapshot(manager, ident, task), *(_volume(manager, name) for name in volumes),
         return_exceptions=True)
     _folder(f"{manager.ctx.config.engine_dir}/containers/{ident}")
+    _folder(f"{manager.ctx.config.exec_root}/containers/{ident}")
     _folder(f"{manager.ctx.config.exec_root}/io/{ident[:32]}")
     problems = [o for o in outcomes if isinstance(o, BaseException)]
     for problem in problems:
         log.warning(f"removing what is left of {ident[:12]}: {problem}")
     if not problems:
-        manager.ctx.store.delete("cleanup", ident)
+        manager.cleaned(ident)
 
 
-async def _record_and_snapshot(manager: Manager, ident: str) -> None:
-    with contextlib.suppress(errdefs.NotFound, errdefs.Conflict):
-        await manager.tasks.delete(ident)
+async def _record_and_snapshot(manager: Manager, ident: str, task: bool) -> None:
+    if task:
+        with contextlib.suppress(errdefs.NotFound, errdefs.Conflict):
+            await manager.tasks.delete(ident)
     await asyncio.gather(manager.tasks.remove_record(ident), manager.tasks.remove_snapshot(ident))
 
 

@@ -65,11 +65,7 @@ async def start_locked(manager: Manager, container: Container) -> None:
         _failed(manager, container, error)
         raise
     state = container.state
-    state.pid, state.status, state.exit_code, state.error = pid, RUNNING, 0, ""
-    state.oom_killed, state.started_at = False, timefmt.now()
-    state.finished_at = state.finished_at if state.finished_at else timefmt.ZERO
-    container.record.populated = True
-    manager.save(container)
+    state.pid, state.status = pid, RUNNING
     manager.ctx.events.publish("container", "start", container.id, container.attributes())
     _watch_health(manager, container)
 
@@ -114,7 +110,11 @@ async def _run(manager: Manager, container: Container, stdio: Stdio, mounts: lis
                undo: contextlib.AsyncExitStack) -> int:
     undo.push_async_callback(_drop_task, manager, container)
     try:
-        pid = await manager.tasks.create(container.id, mounts, stdio, container.tty)
+        creating = asyncio.ensure_future(
+            manager.tasks.create(container.id, mounts, stdio, container.tty))
+        await asyncio.sleep(0)  # the request leaves: the commit runs while the shim works
+        _commit_intent(manager, container)
+        pid = await creating
         await stdio.created()
         pending, container.pending = container.pending, []
         for session in pending:
@@ -123,6 +123,23 @@ async def _run(manager: Manager, container: Container, stdio: Stdio, mounts: lis
     except errdefs.CarrelError as error:
         raise runtime_error(error, container.record.path) from error
     return pid
+
+
+def _commit_intent(manager: Manager, container: Container) -> None:
+    """The record of a running container, before it runs.
+
+    What a restarted daemon finds is settled against the containerd layer: a task
+    that runs is adopted, one that was never started is dropped.
+    """
+    state, shown = container.state, container.state.status
+    state.exit_code, state.error, state.oom_killed = 0, "", False
+    state.started_at = timefmt.now()
+    container.record.populated = True
+    state.status = RUNNING
+    try:
+        manager.save(container)
+    finally:
+        state.status = shown
 
 
 async def _drop_task(manager: Manager, container: Container) -> None:
@@ -194,11 +211,13 @@ async def _sandbox(manager: Manager, container: Container, undo: contextlib.Asyn
 def write_files(manager: Manager, container: Container, sandbox: Sandbox | None
                 ) -> dict[str, str]:
     """hosts, resolv.conf and hostname, as files of the engine; path inside -> outside."""
-    folder = manager.folder(container)
-    os.makedirs(folder, mode=0o710, exist_ok=True)
+    folder = manager.files_folder(container)
+    os.makedirs(folder, mode=0o711, exist_ok=True)
+    if container.record.log_driver != "none":
+        os.makedirs(manager.folder(container), mode=0o710, exist_ok=True)
     if container.host["NetworkMode"].startswith("container:"):
         other = manager.joinable(container.host["NetworkMode"][10:], "network")
-        base = manager.folder(other)
+        base = manager.files_folder(other)
         return {f"/etc/{n}": f"{base}/{n}" for n in ("hosts", "resolv.conf", "hostname")
                 if os.path.exists(f"{base}/{n}")}
     hostname = container.record.config.get("Hostname") or ""

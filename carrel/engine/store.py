@@ -98,6 +98,7 @@ class Store:
         """Remove a document and its names; False if there was none."""
         with self.transaction():
             self._db.execute("DELETE FROM names WHERE kind=? AND id=?", (kind, ident))
+            # a name that somebody else took meanwhile stays: it has another id
             return self._db.execute("DELETE FROM documents WHERE kind=? AND id=?",
                                     (kind, ident)).rowcount > 0
 
@@ -114,6 +115,10 @@ class Store:
         owner = self.owner(kind, key)
         if owner is not None and owner != ident:
             raise errdefs.AlreadyExists(f"{kind} name {key!r} is in use by {owner}")
+        self.take(kind, key, ident)
+
+    def take(self, kind: str, key: str, ident: str) -> None:
+        """Give a name to this id, whoever had it: the caller knows that it is free."""
         self._db.execute("INSERT OR REPLACE INTO names VALUES (?,?,?)", (kind, key, ident))
 
     def release(self, kind: str, key: str) -> None:
