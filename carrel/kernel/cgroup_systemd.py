@@ -163,15 +163,14 @@ class Driver:
         self.joined()
         bus = Connection(SOCKET)
         try:
+            bus.call(_OBJECT, _MANAGER, "GetUnit", "s", unit)  # StopUnit would load it anew
             [job] = bus.call(_OBJECT, _MANAGER, "StopUnit", "ss", unit, "replace")
             wait_for(bus, job, unit, ("done", "canceled", "failed"))
+            # a failed unit would stay known, and its name taken
+            bus.call(_OBJECT, _MANAGER, "ResetFailedUnit", "s", unit)
         except RemoteError as error:
             if error.name not in _GONE:
                 raise
-        try:
-            bus.call(_OBJECT, _MANAGER, "ResetFailedUnit", "s", unit)
-        except RemoteError:
-            pass  # not failed, or gone: both are what is wanted
         finally:
             bus.close()
         record.note("systemd StopUnit", (unit,), 0)
