@@ -125,7 +125,7 @@ def run_events(context: Context, given: Parsed) -> int:
     if found.status == containers.STOPPED:
         raise Conflict(f"container with id {found.id} is not running")
     if given.flag("stats"):
-        _emit("stats", found.id, found.stats())
+        _emit("stats", found.id, _statistics(found))
         return 0
     _follow(found, interval)
     return 0
@@ -147,9 +147,14 @@ def _follow(found: containers.Container, interval: float) -> None:
             if pidfd in events:
                 return
             if not events:
-                _emit("stats", found.id, found.stats())
+                _emit("stats", found.id, _statistics(found))
     finally:
         os.close(oom)
+
+
+def _statistics(found: containers.Container) -> dict[str, Any]:
+    """runc's shape, without our own keys: its readers look for "oom" in the stream."""
+    return {k: v for k, v in found.stats().items() if k not in ("version", "oom")}
 
 
 def _emit(kind: str, id: str, data: Any) -> None:
