@@ -104,7 +104,7 @@ def _from(app: App, options: Options, container: str, source: str, target: str) 
     directory = bool(found.get("mode", 0) & _GO_DIRECTORY)
     try:
         where, name = _place(target, directory=directory,
-                             base=os.path.basename(source.rstrip("/")) or "/",
+                             base=os.path.basename(source.rstrip("/")),
                              contents=_is_contents(source))
         _extract(options, response.chunks(), where, name,
                  0 if directory else int(found.get("size") or 0), target)
@@ -120,7 +120,7 @@ def _is_contents(path: str) -> bool:
 def _place(target: str, *, directory: bool, base: str, contents: bool) -> tuple[str, str]:
     """The directory to unpack in, and the name of the archive's top there ("" for none)."""
     if os.path.isdir(target):
-        return target, "" if directory and contents else base
+        return target, "" if directory and (contents or not base) else base
     asserted = target.endswith(("/", "/."))
     if os.path.lexists(target.rstrip("/")):
         if directory:

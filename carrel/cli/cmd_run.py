@@ -141,7 +141,10 @@ def _create(app: App, options: Options, args: list[str]) -> int:
 
 def _run(app: App, options: Options, args: list[str]) -> int:
     body = _body(app, options, args, "run")
-    app.engine.ping()
+    try:
+        app.engine.ping()
+    except ConnectError as error:
+        raise with_help(error, "run", 125) from None
     if options["explain"]:
         from .cmd_explain import require
         require(app)
@@ -157,8 +160,6 @@ def _run(app: App, options: Options, args: list[str]) -> int:
     headers = EXPLAIN_HEADER if options["explain"] else None
     try:
         identifier = create_container(app, options, body, headers)
-    except ConnectError:
-        raise
     except CliError as error:
         raise with_help(error, "run", start_code(error.message)) from None
     if not (body["AttachStdin"] or body["AttachStdout"] or body["AttachStderr"]):

@@ -7,7 +7,7 @@ import sys
 
 from .app import App
 from .command import MANY, Command
-from .errors import CliError, UsageError
+from .errors import Broken, CliError, UsageError
 from .flags import Flag, Options, parse, usage_lines
 from .index import COMMANDS, COMMON, GROUPS, NOT_BUILT, key_of, load, members, top_level
 
@@ -54,6 +54,8 @@ def run(argv: list[str]) -> int:
         return _dispatch(argv)
     except CliError as error:
         return report(error)
+    except Broken as error:
+        return report(CliError(f"error during connect: {error}"))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -75,6 +75,8 @@ class Extractor:
             parts = place(components(member.name))
             if not parts:
                 continue  # the destination itself, which is the user's
+            if any(p in ("", ".", "..") or "/" in p for p in parts):
+                raise CliError(f"cannot unpack to {'/'.join(parts)!r}")
             if member.islnk():
                 self._hard_link(parts, place(components(member.linkname)))
                 continue

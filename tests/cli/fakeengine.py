@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -60,20 +61,27 @@ Handler = Callable[[Request], Answer]
 
 
 class FakeEngine:
-    """Serve ``handler`` on a unix socket until :meth:`close`."""
+    """Serve ``handler`` on a unix socket, or with TLS on a port, until :meth:`close`."""
 
-    def __init__(self, path: str, handler: Handler) -> None:
+    def __init__(self, path: str, handler: Handler, tls: ssl.SSLContext | None = None) -> None:
         self.path = path
         self.handler = handler
         self.requests: list[Request] = []
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(path)
+        self.tls = tls
+        if tls is None:
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.bind(path)
+        else:
+            self._socket = socket.socket()
+            self._socket.bind(("127.0.0.1", 0))
         self._socket.listen(16)
         self._open = True
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
     def host(self) -> str:
+        if self.tls is not None:
+            return f"tcp://localhost:{self._socket.getsockname()[1]}"
         return f"unix://{self.path}"
 
     def close(self) -> None:
@@ -95,6 +103,12 @@ class FakeEngine:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        if self.tls is not None:
+            try:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                connection.close()
+                return
         with connection, connection.makefile("rb") as stream:
             while True:
                 try:

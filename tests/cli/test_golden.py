@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,31 @@ def test_other_commands_do_as_docker_does(line: str, engine: FakeEngine, folder:
     assert (got.code, _settled(line, got.out)) == (wanted["code"], _settled(line, wanted["out"]))
     if not OWN_WORDS.fullmatch(line):
         assert got.err == as_carrel(wanted["err"])
+
+
+#: no files of the test's folder, which the peers' root does not have
+PORTABLE = [line for line in argv_create.CREATE
+            if CREATE[f"create {line}"]["code"] == 0 and not any(
+                name in line for name in ("env", "labels", "seccomp=s", "-e", "-l", "'"))]
+
+
+@pytest.mark.root
+@pytest.mark.peers
+def test_the_newest_docker_asks_the_same(engine: FakeEngine, folder: Path,
+                                         monkeypatch: pytest.MonkeyPatch,
+                                         capfd: pytest.CaptureFixture[str]) -> None:
+    """The golden data are of one docker; the peers' may be newer."""
+    scripts = Path(__file__).resolve().parents[2] / "scripts"
+    path = subprocess.run([str(scripts / "peers"), "--path"], capture_output=True, text=True,
+                          check=True).stdout.strip()
+    if not (Path(path) / ".complete").exists():
+        pytest.skip("the peers' root is not built (scripts/peers)")
+    lines = PORTABLE[::9]
+    script = "\n".join(f"docker -H {engine.host} create {line} >/dev/null" for line in lines)
+    subprocess.run([str(scripts / "in-peers"), "sh", "-c", script], check=True, timeout=60,
+                   capture_output=True)
+    wanted = engine.take()
+    assert len(wanted) == len(lines) > 10
+    for line, request in zip(lines, wanted, strict=True):
+        got = Outcome(engine, folder, f"create {line}", monkeypatch, capfd)
+        assert got.requests == [request], line

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +29,9 @@ from carrel.cli.streams import Session, parse_detach_keys
 from carrel.cli.tarmake import TarMaker
 from carrel.cli.tarsafe import Extractor, Stream
 
+from .canned import answer
+from .fakeengine import FakeEngine
+
 # ---- the client -------------------------------------------------------------
 
 @pytest.fixture
@@ -40,14 +46,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[[bytes], Engine]]:
         listeners.append(listener)
 
         def run() -> None:
-            for answer in answers:
+            for data_out in answers:
                 connection, _ = listener.accept()
                 with connection:
                     data = b""
                     while b"\r\n\r\n" not in data:
                         data += connection.recv(65536)
-                    for i in range(0, len(answer), 7):
-                        connection.sendall(answer[i:i + 7])
+                    for i in range(0, len(data_out), 7):
+                        connection.sendall(data_out[i:i + 7])
         threading.Thread(target=run, daemon=True).start()
         return Engine(Endpoint(f"unix://{tmp_path / f's{len(listeners) - 1}'}"), {}, "1.51")
     yield start
@@ -133,6 +139,67 @@ def test_hosts_that_are_not_spoken(host: str) -> None:
     ("tcp://:7", ("localhost", 7)), ("h:9", ("h", 9))])
 def test_tcp_hosts(host: str, where: tuple[str, int]) -> None:
     assert Endpoint(host).host_and_port() == where
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl to make a certificate")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+                    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+                    "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")],
+                   check=True, capture_output=True)
+    return tmp_path
+
+
+def test_tls(certificate: Path, capfd: pytest.CaptureFixture[str],
+             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(certificate / "config"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    fake = FakeEngine("", answer, context)
+    trust = ["--tlsverify", "--tlscacert", str(certificate / "cert.pem")]
+    assert program.run(["-H", fake.host, *trust, "ps", "-q"]) == 0
+    assert capfd.readouterr().out.startswith("0123456789ab\n")
+    assert program.run(["-H", fake.host, *trust, "exec", "web", "true"]) == 6
+    assert capfd.readouterr() == ("out\n", "err\n")
+    assert program.run(["-H", fake.host, "--tlsverify", "ps"]) == 1
+    assert "certificate verify failed" in capfd.readouterr().err
+    assert program.run(["-H", fake.host, "--tls", "ps", "-q"]) == 0
+    assert program.run(["-H", fake.host, "ps"]) == 1
+    fake.close()
+
+
+# ---- contexts ---------------------------------------------------------------
+
+def test_contexts(tmp_path: Path, capfd: pytest.CaptureFixture[str],
+                  monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DOCKER_HOST", "CARREL_HOST", "DOCKER_CONTEXT", "CARREL_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "config"))
+    fake = FakeEngine(str(tmp_path / "s"), answer)
+    assert program.run(["context", "create", "mine", "--docker", f"host={fake.host}"]) == 0
+    assert program.run(["-c", "mine", "ps", "-q"]) == 0
+    assert program.run(["ps"]) == 1
+    assert program.run(["context", "use", "mine"]) == 0
+    assert program.run(["ps", "-q"]) == 0
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
+    assert program.run(["ps", "-q"]) == 1
+    monkeypatch.setenv("CARREL_HOST", fake.host)
+    assert program.run(["ps", "-q"]) == 0
+    monkeypatch.delenv("CARREL_HOST")
+    assert program.run(["-c", "mine", "ps", "-q"]) == 0
+    assert program.run(["-c", "mine", "-H", fake.host, "ps"]) == 1
+    monkeypatch.delenv("DOCKER_HOST")
+    capfd.readouterr()
+    assert program.run(["context", "show"]) == 0
+    assert capfd.readouterr().out == "mine\n"
+    assert program.run(["context", "rm", "mine"]) == 1
+    assert program.run(["context", "rm", "-f", "mine"]) == 0
+    assert program.run(["context", "create", "../x"]) == 1
+    assert program.run(["context", "create", "default"]) == 1
+    assert os.listdir(tmp_path / "config" / "contexts" / "meta") == []
+    fake.close()
 
 
 # ---- streams ----------------------------------------------------------------
