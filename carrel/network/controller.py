@@ -25,6 +25,7 @@ from carrel.network.api import (
 from carrel.network.networks import DEFAULT, PREDEFINED, Networks
 from carrel.network.nsthread import Inside, Kernel, NamespaceThread
 from carrel.network.pool import Ready
+from carrel.network.purge import owner
 from carrel.network.sandboxes import Sandboxes
 
 _FORWARD_POLICY = "list chain ip filter FORWARD"
@@ -54,7 +55,7 @@ class Controller:
         self._networks = Networks(store, self.config, default_bridge(exec_root, self.config))
         self._sandboxes = Sandboxes(self.exec_root, self.config, self._networks, self._thread)
         #: the alias of our bridges
-        self._owner = f"carrel network of {self.exec_root}"
+        self._owner = owner(self.exec_root)
         self._changes = asyncio.Lock()  # of networks: one create or remove at a time
         self._refill: asyncio.TimerHandle | None = None
         self._filling: asyncio.Task[None] | None = None
@@ -70,6 +71,7 @@ class Controller:
         self._networks.load()
         taken = await self._thread.run(self._host_subnets)
         self._networks.ensure_predefined(taken)
+        await self._thread.run(self._recall_ports)
         await self._thread.run(self._prepare)
         await self._thread.run(self._sweep)
         self._schedule_refill()
@@ -108,6 +110,8 @@ class Controller:
 
         def drop(kernel: Kernel) -> None:
             for sandbox in gone:
+                operations.unpublish(kernel, self._sandboxes.table,
+                                     restoring.elements(self._sandboxes, sandbox))
                 for endpoint in sandbox.endpoints.values():
                     operations.silence(kernel, endpoint.host_ifname)
                     self._sandboxes.lingering.add(endpoint.host_ifname)
@@ -117,7 +121,6 @@ class Controller:
                     f"{self._sandboxes.record_folder}/{sandbox.id}.json", b"").undo(kernel)
 
         await self._thread.run(drop)
-        await self._thread.run(self._load_rules)
         return found
 
     async def reload(self) -> None:
@@ -169,18 +172,15 @@ class Controller:
 
     def _load_rules(self, kernel: Kernel) -> None:
         described = [bridge.bridge_rules(n) for n in self._networks.bridges()]
-        published = [(p.map, p.text.strip("{ }")) for live in self._sandboxes.live.values()
-                     for p in live.published]
-        if not self._sandboxes.live:  # before restore(): keep what the living containers publish
-            published = self._recorded_ports()
+        published = [(p.map, p.text.strip("{ }")) for p in kernel.published.values()]
         kernel.ruleset.run(rules.base(self._sandboxes.table, described, published))
         kernel.ruleset.close()
 
-    def _recorded_ports(self) -> list[tuple[str, str]]:
-        """The port elements of the last daemon's sandboxes."""
-        return [(p.map, p.text.strip("{ }"))
-                for sandbox in self._records()
-                for p in restoring.elements(self._sandboxes, sandbox)]
+    def _recall_ports(self, kernel: Kernel) -> None:
+        """What the last daemon's sandboxes publish goes on working before :meth:`restore`."""
+        for sandbox in self._records():
+            kernel.published.update(
+                ((p.map, p.key), p) for p in restoring.elements(self._sandboxes, sandbox))
 
     def _records(self) -> list[Sandbox]:
         return restoring.records(self._sandboxes.record_folder)

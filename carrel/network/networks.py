@@ -50,13 +50,13 @@ class Networks:
         self.addresses[network.id] = ipam.Addresses(network.pools)
 
     def __iter__(self) -> Iterator[Network]:
-        return iter(self._known.values())
+        return iter(list(self._known.values()))  # a copy: the namespace thread looks too
 
     def __contains__(self, ident: str) -> bool:
         return ident in self._known
 
     def bridges(self) -> list[Network]:
-        return [n for n in self._known.values() if n.bridge]
+        return [n for n in self if n.bridge]
 
     def find(self, reference: str) -> Network:
         """By full id, name, or a prefix of one id only."""

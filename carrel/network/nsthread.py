@@ -40,6 +40,8 @@ class Kernel:
         self.route = netlink.Socket()
         self.nft = nftables.open_socket()
         self.ruleset = nftables.Ruleset()
+        #: the elements of the port maps as they should be: the rules can be made anew at any time
+        self.published: dict[tuple[str, bytes], nftables.Port] = {}
         #: puts the engine's table back when somebody has removed it
         self.restore_rules: Callable[[Kernel], None] | None = None
         self._indices: dict[str, int] = {}

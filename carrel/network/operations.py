@@ -315,6 +315,7 @@ class Publish(Operation):
                 raise
             kernel.restore_rules(kernel)  # somebody flushed the ruleset: put our table back
             nftables.transaction(kernel.nft, elements)
+        kernel.published.update(((p.map, p.key), p) for p in self.ports)
 
     def undo(self, kernel: Kernel) -> None:
         unpublish(kernel, self.table, self.ports)
@@ -328,6 +329,8 @@ def unpublish(kernel: Kernel, table: str, ports: tuple[nftables.Port, ...]) -> N
     """Delete elements; those that somebody else deleted (a flush) do not matter."""
     if not ports:
         return
+    for port in ports:
+        kernel.published.pop((port.map, port.key), None)
     try:
         nftables.transaction(kernel.nft, [nftables.delete_port(table, p) for p in ports])
     except FileNotFoundError:

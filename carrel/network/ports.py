@@ -153,7 +153,5 @@ def _bind_error(error: OSError, address: str, port: int,
                 wanted: PortBinding) -> errdefs.CarrelError:
     text = os.strerror(error.errno or 0)
     reason = text[:1].lower() + text[1:]
-    kind = "listen" if wanted.proto == "tcp" else "bind"
     return errdefs.SystemFailure(
-        f"failed to bind host port {_join(address, port)}/{wanted.proto}: {kind} "
-        f"{wanted.proto}{6 if ':' in address else 4} {_join(address, port)}: bind: {reason}")
+        f"failed to bind host port {_join(address, port)}/{wanted.proto}: {reason}")

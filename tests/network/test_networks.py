@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from carrel import errdefs
-from carrel.network import resolver
+from carrel.network import purge, resolver
 from carrel.network.api import AddressPool, Config, EndpointSpec, NetworkSpec, PortBinding
 from carrel.network.controller import Controller
 from tests.network.support import (
@@ -355,3 +355,30 @@ async def test_own_names_are_answered_in_a_flood(root: str) -> None:
         assert status == 0, output
         await flood
         assert net._sandboxes.resolver._under_way <= 512
+
+
+async def test_reload_between_start_and_registration(root: str) -> None:
+    """A reload that runs right behind a start, before the event loop has heard of its success,
+    keeps what the start has published."""
+    async with engine(root, userland_proxy=False) as net:
+        port = free_port()
+        start = asyncio.create_task(net.create_sandbox(spec(1, ports=(
+            PortBinding(container_port=80, host_port=port),))))
+        await asyncio.sleep(0)
+        await asyncio.gather(start, *(net.reload() for _ in range(3)))
+        async with server(start.result().netns_path, "web"):
+            assert (await fetch_here("127.0.0.1", port)).startswith("web")
+
+
+async def test_purge(root: str) -> None:
+    """What a dead engine left goes away without an engine."""
+    dead = Controller(root, MemoryStore(), Config(pool_size=0))
+    await dead.start()
+    await dead.create_sandbox(spec(1, ports=(PortBinding(container_port=80),)))
+    for live in list(dead._sandboxes.live.values()):
+        dead._sandboxes.forget(live)
+        dead._sandboxes.ports.release(live.reserved)
+    dead._thread.stop()
+    lines = purge.purge(root)
+    assert [line.split()[0] for line in lines] == ["network", "bridge", "nftables"]
+    assert purge.purge(root) == []
