@@ -147,6 +147,7 @@ class Transport:
             return
         known = self._schemes.get(endpoint.host)
         schemes = (known,) if known else endpoint.schemes
+        first: Exception | None = None
         for scheme in schemes:
             last = scheme == schemes[-1]
             try:
@@ -159,9 +160,13 @@ class Transport:
                     self._schemes[endpoint.host] = scheme
                     yield response
                     return
-            except _Unreachable as error:
-                if last or not error.other_scheme:
+            except (_Unreachable, Transient) as error:
+                wrong = isinstance(error, Transient) or error.other_scheme
+                if not wrong or (last and first is None):
                     raise
+                if last:
+                    raise (first or error) from error   # the first is what it speaks
+                first = error
 
     @contextlib.asynccontextmanager
     async def _redirected(self, method: str, endpoint: Endpoint, url: str,

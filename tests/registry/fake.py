@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -97,13 +98,14 @@ def error(status: int, code: str, message: str, **headers: str) -> web.Response:
 
 
 @contextlib.asynccontextmanager
-async def serving(fake: Fake, host: str = "127.0.0.1") -> AsyncIterator[Fake]:
+async def serving(fake: Fake, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None,
+                  ) -> AsyncIterator[Fake]:
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", fake.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, 0)
+        site = web.TCPSite(runner, host, 0, ssl_context=tls)
         await site.start()
         port = runner.addresses[0][1]
         fake.address = f"{host}:{port}"

@@ -5,19 +5,24 @@ With ``CARREL_E2E_ENGINE=docker`` the same tests run against Docker itself.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import json
 import os
 import subprocess
 import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from tests import images
 from tests.e2e.engine import Cli, Stack, peers
 from tests.registry.conftest import ROOT, Registry
+from tests.registry.fake import Fake, basic, serving
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
@@ -181,6 +186,56 @@ def test_push_pull_and_run(docker: Cli, registry: Registry) -> None:
     docker.ok("rmi", name, f"{registry.address}/some/busybox:3")
     docker.ok("pull", "-a", "-q", f"{registry.address}/some/busybox")
     assert {name, f"{registry.address}/some/busybox:3"} <= names(docker)
+
+
+@contextlib.contextmanager
+def private_registry(image: images.Image) -> Iterator[Fake]:
+    """Wants Basic credentials; in a loop and thread of its own."""
+    fake = Fake(image)
+    fake.hooks.append(lambda request: None if request.headers.get("Authorization") == basic(
+        "user", "pass word") else web.Response(
+            status=401, headers={"WWW-Authenticate": 'Basic realm="private"'}))
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    done = asyncio.Event()
+
+    async def serve() -> None:
+        async with serving(fake):
+            ready.set()
+            await done.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield fake
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join(10)
+        loop.close()
+
+
+def test_login_and_private_pull(docker: Cli) -> None:
+    with private_registry(images.Image([images.layer({"f": b"x"})], {"Cmd": ["x"]})) as fake:
+        assert "no basic auth credentials" in docker.fails("pull", fake.name).err
+        done = docker.fails("login", "-u", "user", "--password-stdin", fake.address,
+                            stdin="wrong")
+        assert "401 Unauthorized" in done.err
+        out = docker.ok("login", "-u", "user", "--password-stdin", fake.address,
+                        stdin="pass word")
+        assert "Login Succeeded" in out
+        try:
+            assert "Downloaded newer image" in docker.ok("pull", fake.name)
+            shown = docker.ok("manifest", "inspect", "--insecure", fake.name)
+            assert fake.layer in shown
+        finally:
+            docker.ok("logout", fake.address)
+        assert docker.run("pull", fake.name).code != 0
+
+
+def test_search_says_that_it_is_missing(docker: Cli) -> None:
+    if os.environ.get("CARREL_E2E_ENGINE") == "docker":
+        pytest.skip("Docker asks Docker Hub")
+    assert "not implemented in Carrel" in docker.fails("search", "nginx").err
 
 
 def test_save_for_others(docker: Cli, tmp_path: Path) -> None:

@@ -373,3 +373,85 @@ async def test_mirror_first_then_hub_is_not_asked(fake: Fake) -> None:
     async with RegistryClient(ask, mirrors=(f"http://{fake.address}",)) as client:
         resolved = await client.resolve(references.parse("repo:1"))
     assert resolved.digest == fake.digest and resolved.endpoint.mirror
+
+
+async def test_a_pull_that_was_given_up_is_resumed(kit: Kit, fake: Fake) -> None:
+    """Also by another daemon: what was received stays on the disk."""
+    data = fake.blobs[fake.layer]
+    half = asyncio.Event()
+
+    async def stall(request: web.Request) -> Any:
+        if fake.layer in request.path and fake.counts[request.path] == 1:
+            response = web.StreamResponse()
+            response.content_length = len(data)
+            await response.prepare(request)
+            await response.write(data[:len(data) // 2])
+            half.set()
+            await asyncio.sleep(30)
+        return None
+
+    fake.hooks.append(stall)
+    pulling = asyncio.ensure_future(kit.pull(fake.name))
+    await half.wait()
+    while not any(s.offset for s in kit.content.statuses()):
+        await asyncio.sleep(0.01)
+        if pulling.done():
+            break
+        # bytes are gathered before they are written: the cancel below writes the rest
+        if half.is_set():
+            break
+    await asyncio.sleep(0.1)
+    pulling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pulling
+    assert kit.names() == [] and kit.chains() == []
+    await kit.pull(fake.name)
+    ranges = [headers.get("Range") for _, _, headers in fake.requests(fake.layer)]
+    assert ranges[0] is None and ranges[-1] is not None, ranges
+    assert int(ranges[-1][6:-1]) > len(data) // 4
+
+
+async def test_push_is_refused(kit: Kit, fake: Fake, tmp_path: Any) -> None:
+    images.docker_archive(tmp_path / "a.tar", {fake.name: images.busybox()})
+    await kit.load(tmp_path / "a.tar")
+    fake.hooks.append(lambda request: error(403, "DENIED", "requested access is denied"))
+    with pytest.raises(errdefs.Forbidden, match="denied: requested access"):
+        await kit.push(fake.name)
+    fake.hooks[:] = [lambda request: web.Response(status=401, headers={
+        "WWW-Authenticate": 'Basic realm="x"'})]
+    with pytest.raises(errdefs.Unauthorized, match="no basic auth credentials"):
+        await kit.push(fake.name)
+
+
+async def test_upload_is_never_sent_to_another_host(kit: Kit, fake: Fake, tmp_path: Any) -> None:
+    images.docker_archive(tmp_path / "a.tar", {fake.name: images.busybox()})
+    await kit.load(tmp_path / "a.tar")
+
+    def hook(request: web.Request) -> Any:
+        if request.method == "HEAD":
+            return web.Response(status=404)
+        return web.Response(status=202, headers={"Location": "http://other.example/upload"})
+
+    fake.hooks.append(hook)
+    with pytest.raises(errdefs.Forbidden, match="another host"):
+        await kit.push(fake.name)
+
+
+async def test_certificates_are_verified(kit: Kit, tmp_path: Any) -> None:
+    """A self-signed one on a registry that must speak TLS."""
+    import ssl
+    import subprocess
+
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=localhost", "-keyout", tmp_path / "key", "-out", tmp_path / "crt"],
+        check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "crt", tmp_path / "key")
+    fake = Fake(images.busybox())
+    async with serving(fake, tls=context):
+        with pytest.raises(errdefs.Unavailable, match="failed to verify certificate: x509"):
+            await kit.pull(fake.name, default_scheme="https")
+        # loopback without a wish is insecure by default, and TLS is found out
+        await kit.pull(fake.name)
+    assert kit.names() == [fake.name]
