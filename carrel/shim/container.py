@@ -183,6 +183,8 @@ class Container:
 
     def _execs_reported(self) -> Work:
         for process in list(self.execs.values()):
+            yield from process.lock.acquire()  # a start that is under way comes to its end
+            process.lock.release()
             if process.state.name in ("running", "paused") or (
                     process.state.name == "stopped" and not process.reported):
                 waiting = process.wait()
@@ -200,6 +202,8 @@ class Container:
             raise InvalidParameter(f"signal {number} is unknown")
         if process is self.init:
             yield from self.driver.kill(number, request["all"])
+            if number == signal.SIGKILL and self.init.state.name == "paused":
+                yield from self._thaw_to_die()
             return
         if not process.pid:
             raise Conflict("process not created")
@@ -207,6 +211,15 @@ class Container:
             os.kill(process.pid, number)  # our unreaped child: the pid is nobody else's
         except ProcessLookupError:
             raise NotFound("process already finished") from None
+
+    def _thaw_to_die(self) -> Work:
+        """A frozen process of cgroup v1 takes even SIGKILL only when it is thawed."""
+        try:
+            yield from self.driver.resume()
+        except Exception as error:
+            self.shim.log.debug(f"resume after SIGKILL: {error}")  # it thawed, or died, already
+        if self.init.state.name == "paused":
+            self.init.go("running")
 
     def pause(self) -> Work:
         self.init.state.check("pause")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from carrel.errdefs import CarrelError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from carrel.shim.wire import Message
@@ -90,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.action == "delete":
             return delete(flags)
         raise UsageError(f"unknown action {flags.action!r}: start, delete or zygote")
-    except (UsageError, OSError, ValueError) as error:
+    except (UsageError, CarrelError, OSError, ValueError) as error:
         sys.stderr.write(f"{NAME}: {error}\n")
         return 1
 
@@ -201,11 +203,36 @@ def delete(flags: Flags) -> int:
 def info() -> int:
     """What containerd 2.x asks before it uses special features."""
     from carrel.shim.schema import SCHEMAS
-    from carrel.shim.service import VERSION
+    from carrel.shim.service import VERSION, runtime_options
     from carrel.shim.wire import decode, encode
     given = decode(SCHEMAS["Any"], read_stdin())
+    options = runtime_options(given)
     message = {"name": NAME, "version": {"version": VERSION},
                "options": given if given["type_url"] else None}
+    features = runtime_features(options["binary_name"])
+    if features:
+        message["features"] = {
+            "type_url": "types.containerd.io/opencontainers/runtime-spec/1/features/Features",
+            "value": features}
     sys.stdout.buffer.write(encode(SCHEMAS["RuntimeInfo"], message))
     sys.stdout.flush()
     return 0
+
+
+def runtime_features(binary: str) -> bytes:
+    """The runtime's features document; empty if it knows no such command."""
+    if not binary:
+        import json
+
+        from carrel.runtime.features import features
+        return json.dumps(features()).encode()
+    from carrel.shim.command import find_program
+    from carrel.shim.stdio import spawn
+    path = find_program(binary)
+    output = os.memfd_create("features", os.MFD_CLOEXEC)
+    try:
+        pid = spawn(path, [path, "features"], dict(os.environ), {1: output})
+        _, status = os.waitpid(pid, 0)
+        return b"" if status else os.pread(output, 1 << 20, 0)
+    finally:
+        os.close(output)

@@ -615,3 +615,12 @@ def test_a_shared_pid_namespace_ends_with_init(machine: Machine) -> None:
     shim.start()
     assert shim.wait() == 3
     shim.delete()
+
+
+def test_a_paused_container_can_be_killed(machine: Machine) -> None:
+    shim = machine.start_shim("a", ["sleep", "1000"])
+    shim.create()
+    shim.start()
+    shim.client.call("Pause", task.PauseRequest(id="a"))
+    shim.kill()
+    assert shim.wait() == 137
