@@ -86,6 +86,7 @@ def run(child: Child, report: Report) -> NoReturn:
         if child.fifo_fd >= 0:
             close_all_but(child.kernel, [report.fd, child.fifo_fd, child.view.proc_fd],
                           child.preserve_fds)
+            _die_of_signals()
             report.send(b"R")
             fifo = _wait_for_start(child)
         for operation in child.after_go:
@@ -187,6 +188,17 @@ def reset_signals() -> None:
         if _signal.getsignal(number) not in (_signal.SIG_DFL, None):
             _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+
+
+def _die_of_signals() -> None:
+    """Process 1 of a pid namespace does not die of a signal that it has no handler
+    for, and a container that was created can be told to end. execve resets them."""
+    for number in (1, 2, 3, 10, 12, 14, 15):
+        _signal.signal(number, _exit_by_signal)
+
+
+def _exit_by_signal(number: int, frame: object) -> None:
+    os._exit(128 + number)
 
 
 def _place_stdio(child: Child) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EACCES, EINVAL, ENOENT, ENOTDIR, EPERM
+from errno import EINVAL, EPERM
 from stat import S_ISDIR
 
 from carrel.kernel import paths, syscalls
@@ -402,21 +402,27 @@ class MoveRoot(MountOperation):
         return "move the container's root over /"
 
     def execute(self, kernel: Any) -> None:
-        # /proc and /sys of the host stay below the moved mount, reachable to
-        # someone who unmounts: take them away first (they are only ours).
-        for line in _mount_points():
-            if line == "/" or not line.startswith(("/proc", "/sys")):
-                continue
-            try:
-                kernel.mount(None, line, None, syscalls.MS_SLAVE | syscalls.MS_REC)
-                kernel.umount2(line, syscalls.MNT_DETACH)
-            except OSError as error:
-                if error.errno not in (EINVAL, EPERM, ENOENT, EACCES, ENOTDIR):
-                    raise
+        # The host's procfs and sysfs would stay below the moved mount, where a
+        # user namespace inside counts them as visible and may mount its own: take
+        # them away (in this namespace only), the topmost first.
+        for point, fstype in reversed(_mount_table()):
+            inside = point == self.destination or point.startswith(self.destination + "/")
+            if fstype in ("proc", "sysfs") and not inside:
+                self._remove(kernel, point)
         kernel.fchdir(self.view.root_fd)
         kernel.mount(".", "/", None, syscalls.MS_MOVE)
         kernel.chroot(".")
         kernel.fchdir(self.view.root_fd)
+
+    @staticmethod
+    def _remove(kernel: Any, point: str) -> None:
+        try:
+            kernel.umount2(point, syscalls.MNT_DETACH)
+        except OSError as error:
+            if error.errno not in (EINVAL, EPERM):
+                raise
+            # locked by a user namespace: what is over it hides it as well
+            kernel.mount("tmpfs", point, "tmpfs", 0, "size=0")
 
     def shell(self) -> str:
         return "mount --move . / && cd /"
@@ -481,7 +487,19 @@ def _mount_point_of(path: str) -> str:
 
 
 def _mount_points() -> list[str]:
+    return sorted((point for point, _ in _mount_table()), key=len, reverse=True)
+
+
+def _mount_table() -> list[tuple[str, str]]:
+    """(mount point, file system type) of this namespace, in the order of mounting."""
     with open("/proc/self/mountinfo", "rb") as f:
-        points = [os.fsdecode(line.split(b" ")[4]) for line in f]
-    points.sort(key=len, reverse=True)
-    return points
+        lines = f.read().splitlines()
+    rows = []
+    for line in lines:
+        before, _, after = line.partition(b" - ")
+        point = before.split(b" ")[4]
+        for code, character in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"),
+                                (b"\\134", b"\\")):
+            point = point.replace(code, character)
+        rows.append((os.fsdecode(point), os.fsdecode(after.split(b" ")[0])))
+    return rows

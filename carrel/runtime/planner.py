@@ -109,7 +109,7 @@ def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] |
     if own_mounts:
         read_only.append(mounts.FinishReadOnly(view, root=bool(root.get("readonly"))))
         if no_pivot:
-            read_only.append(mounts.MoveRoot(view, ""))
+            read_only.append(mounts.MoveRoot(view, rootfs))
         else:
             read_only.append(mounts.PivotRoot(view, propagation))
     else:
