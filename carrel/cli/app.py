@@ -35,6 +35,11 @@ class App:
             self._engine = Engine(endpoint, self.config.headers(), api_version())
         return self._engine
 
+    def close(self) -> None:
+        """Give the kept connections back."""
+        if self._engine is not None:
+            self._engine.close()
+
     def context_name(self) -> str:
         """The context in use; "default" is the one of flags and environment."""
         if self.host_flag:

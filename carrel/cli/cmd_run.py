@@ -192,6 +192,8 @@ def _attached(app: App, options: Options, body: dict[str, Any], identifier: str,
                            {"condition": "removed" if options["rm"] else "next-exit"})
     engine.hijack_end(stream, path + "/attach")
     wait = engine.read_head(waiting, "POST")
+    if wait.status >= 400:
+        raise engine.error_of(wait, "POST", path + "/wait")
     session = Session(stream, tty=body["Tty"], stdin=0 if body["AttachStdin"] else -1,
                       stderr=1 if body["Tty"] else 2, detach_keys=parsed_keys,
                       output=body["AttachStdout"] or body["AttachStderr"])

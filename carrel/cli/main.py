@@ -160,7 +160,10 @@ def _run(app: App, command: Command, key: str, words: list[str]) -> int:
 
 def _call(function: Callable[[App, Options, list[str]], int | None], app: App, options: Options,
           args: list[str]) -> int:
-    code = function(app, options, args)
+    try:
+        code = function(app, options, args)
+    finally:
+        app.close()
     if app.config.warning:
         from .terminal import warn
         warn(app.config.warning)

@@ -171,7 +171,10 @@ class Session:
 
     def read_wait(self) -> None:
         assert self.wait is not None
-        data = self.wait.read_some()
+        try:
+            data = self.wait.read_some()
+        except CliError:
+            data = b""  # the engine went away: what there is of the answer tells
         if data:
             self.wait_data += data
         if not data or self.wait.done:

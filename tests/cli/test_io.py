@@ -170,6 +170,33 @@ def test_tls(certificate: Path, capfd: pytest.CaptureFixture[str],
     fake.close()
 
 
+# ---- the configuration ------------------------------------------------------
+
+def test_the_configuration_is_heeded(tmp_path: Path, capfd: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    _config(tmp_path, {
+        "psFormat": "{{.Names}}!", "HttpHeaders": {"X-Mine": "yes", "X-Bad": "a\r\nX-Evil: b"},
+        "proxies": {"default": {"httpProxy": "http://p:1", "noProxy": "x"}},
+        "detachKeys": "ctrl-e,e"})
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    fake = FakeEngine(str(tmp_path / "s"), answer)
+    monkeypatch.setenv("DOCKER_HOST", fake.host)
+    assert program.run(["ps"]) == 0
+    assert capfd.readouterr().out == "web!\nquick!\n"
+    seen = fake.requests[-1].headers
+    assert seen["x-mine"] == "yes" and "x-evil" not in seen and "x-bad" not in seen
+    fake.take()
+    assert program.run(["create", "-e", "http_proxy=mine", "busybox"]) == 0
+    assert fake.take()[0]["body"]["Env"] == [
+        "HTTP_PROXY=http://p:1", "NO_PROXY=x", "no_proxy=x", "http_proxy=mine"]
+    assert program.run(["exec", "web", "true"]) == 6
+    assert fake.take()[0]["body"]["DetachKeys"] == "ctrl-e,e"
+    (tmp_path / "config.json").write_text("{broken")
+    assert program.run(["ps", "-q"]) == 0
+    assert "WARNING: Error loading config file" in capfd.readouterr().err
+    fake.close()
+
+
 # ---- contexts ---------------------------------------------------------------
 
 def test_contexts(tmp_path: Path, capfd: pytest.CaptureFixture[str],
