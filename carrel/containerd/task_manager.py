@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,10 @@ class Task:
         self.buried = asyncio.Event()
         #: the end of the connection is expected
         self.leaving = False
-        #: a shim was started, whether or not it can be reached
-        self.launched = False
+        #: the start of the shim: its version and address
+        self.launch: asyncio.Future[tuple[int, str]] | None = None
+        #: the shim's Create
+        self.making: asyncio.Future[shim_v2_pb2.CreateTaskResponse] | None = None
 
     @property
     def id(self) -> str:
@@ -163,49 +166,75 @@ class TaskManager:
         encoded = options.SerializeToString()
         if task.runtime != CARREL:
             task.log = ShimLog(bundle)
-        launching = asyncio.ensure_future(
-            self._launcher.start(bundle, task.runtime, encoded))
-        try:
-            # written while the shim starts: it reads the specification at its Create
-            bundle.write("config.json", container.spec.value)
-        finally:
-            version, address = await launching
-            task.launched = True
+        task.launch = asyncio.ensure_future(self._launcher.start(bundle, task.runtime, encoded))
+        # written while the shim starts: it reads the specification at its Create
+        bundle.write("config.json", container.spec.value)
+        # a client that goes away must not make us forget a shim that is being born
+        version, address = await asyncio.shield(task.launch)
         task.shim = await Shim.connect(bundle, version, address, lambda: self._lost(task))
         bundle.save_bootstrap(version, address)
-        response = await task.shim.call("Create", shim_v2_pb2.CreateTaskRequest(
+        task.making = asyncio.ensure_future(task.shim.call("Create", shim_v2_pb2.CreateTaskRequest(
             id=task.id, bundle=bundle.path, rootfs=request.rootfs, terminal=request.terminal,
             stdin=request.stdin, stdout=request.stdout, stderr=request.stderr,
             options=options if encoded else None),
-            shim_v2_pb2.CreateTaskResponse, CREATE_TIMEOUT)
-        task.pid = response.pid
+            shim_v2_pb2.CreateTaskResponse, CREATE_TIMEOUT))
+        task.pid = (await asyncio.shield(task.making)).pid
 
     async def _undo(self, task: Task) -> None:
         """Take back a task that could not be made."""
-        if task.shim is not None and not task.shim.client.closed:
-            task.leaving = True
+        task.leaving = True
+        if await self._find_shim(task):
             # a foreign shim that failed half-way forgets what its runtime made; ours does not
             if not await self._ask_to_go(task) or task.runtime != CARREL:
                 await self._launcher.cleanup(task.bundle, task.runtime)
-        elif task.launched or task.shim is not None:
+        elif task.launch is not None and task.launch.exception() is None:
             await self._launcher.cleanup(task.bundle, task.runtime)
+        if task.making is not None and task.making.done():
+            task.making.exception()  # was told to the client, if there still is one
         task.close()
         self._discard(self._retire(task), task.socket)
 
-    async def _ask_to_go(self, task: Task) -> bool:
-        """Delete and shut down, for a shim that answers; False when it does not."""
-        assert task.shim is not None
+    async def _find_shim(self, task: Task) -> bool:
+        """Whether there is a shim that answers; one that is being born is waited for."""
+        if task.launch is None:
+            return task.shim is not None and not task.shim.client.closed
         try:
-            try:
-                await task.shim.call("Delete", shim_v2_pb2.DeleteRequest(id=task.id),
-                                     shim_v2_pb2.DeleteResponse, CALL_TIMEOUT)
-            except errdefs.NotFound:
-                pass  # never created
+            version, address = await task.launch
+            if task.shim is None:
+                task.shim = await Shim.connect(task.bundle, version, address, _nothing)
+        except errdefs.CarrelError:
+            return False
+        return not task.shim.client.closed
+
+    async def _ask_to_go(self, task: Task) -> bool:
+        """End the container and the shim, for a shim that answers; False when it does not."""
+        try:
+            await self._end_container(task)
             await self._shut_down(task)
         except errdefs.CarrelError as error:
             log.warning("task %s: the shim does not take leave: %s", task.id, error)
             return False
         return True
+
+    async def _end_container(self, task: Task) -> None:
+        """Kill and delete what a create that nobody waits for may have made by now."""
+        assert task.shim is not None
+        call = task.shim.call
+        if task.making is not None:
+            # only after its answer is the container there, or not
+            await asyncio.wait([task.making])
+        try:
+            await call("Kill", shim_v2_pb2.KillRequest(id=task.id, signal=signal.SIGKILL,
+                                                       all=True), Empty, CALL_TIMEOUT)
+            await call("Wait", shim_v2_pb2.WaitRequest(id=task.id), shim_v2_pb2.WaitResponse,
+                       SHUTDOWN_TIMEOUT)
+        except (errdefs.NotFound, errdefs.Conflict):
+            pass  # never created, or at its end
+        try:
+            await call("Delete", shim_v2_pb2.DeleteRequest(id=task.id),
+                       shim_v2_pb2.DeleteResponse, CALL_TIMEOUT)
+        except errdefs.NotFound:
+            pass
 
     async def _shut_down(self, task: Task) -> None:
         assert task.shim is not None
@@ -373,6 +402,10 @@ class TaskManager:
         for task in self._tasks.values():
             task.close()
         self._tasks.clear()
+
+
+def _nothing() -> None:
+    """The connection of a shim that is told to go."""
 
 
 def _discard(paths: list[str], socket: str) -> None:

@@ -188,10 +188,10 @@ class GrpcTransport:
             return await call(request, metadata=metadata, timeout=timeout)
         except GRPCError as error:
             raise _carrel_error(error) from None
+        except TimeoutError as error:  # an OSError, too
+            raise errdefs.DeadlineExceeded(f"{method.path}: no answer in {timeout} s") from error
         except (OSError, StreamTerminatedError) as error:
             raise self._unreachable(error) from error
-        except TimeoutError as error:
-            raise errdefs.DeadlineExceeded(f"{method.path}: no answer in {timeout} s") from error
 
     async def stream(self, method: Method, request: Any, metadata: dict[str, str],
                      timeout: float | None = None) -> AsyncIterator[Any]:
