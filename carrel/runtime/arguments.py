@@ -3,7 +3,7 @@
 An option is ``"name": (kind, alias...)``; ``flag`` takes no value, ``value`` one,
 ``list`` may be repeated.  ``--name=value``, ``--name value`` and one dash are all
 accepted. As with runc, options may follow the arguments (``update ID --memory 1m``),
-except where the arguments are another program's (``exec``).
+except where the arguments are another program's (``exec``, ``ps``).
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _run(given: arguments.Parsed, program: str) -> int:
         context = Context(_root(given), given.flag("systemd-cgroup"), program)
         command = _load(name)
         try:
-            parsed = arguments.parse(words, command.OPTIONS[name], mixed=name != "exec")
+            parsed = arguments.parse(words, command.OPTIONS[name], mixed=name not in ("exec", "ps"))
         except arguments.Help:
             return _print(command_help(program, name, command))
         except InvalidParameter as error:
