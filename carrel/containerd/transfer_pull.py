@@ -46,7 +46,7 @@ async def pull(work: Work, source: transfer_registry_pb2.OCIRegistry,
     puller.label_sources(target)
     names = transfer_work.names_for(store, target) or [str(reference)]
     transfer_work.save_names(work, store, target, names)
-    work.reporter.state("Completed pull", target)
+    work.reporter.state("Completed pull")
 
 
 class _Puller:

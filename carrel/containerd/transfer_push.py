@@ -39,7 +39,7 @@ async def push(work: Work, store: transfer_imagestore_pb2.ImageStore,
         work.reporter.state("resolved", target)
         await _Pusher(work, client, endpoint, reference).run(target)
     transfer_pull.note_source(work, target, reference)
-    work.reporter.state("Completed push", target)
+    work.reporter.state("Completed push")
 
 
 def _whole(work: Work, target: Descriptor) -> Descriptor:

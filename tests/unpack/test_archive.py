@@ -9,7 +9,7 @@ import lzma
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,8 +65,8 @@ async def test_load_sets_the_collectors_labels(kit: Kit, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress], ids=["gzip", "xz"])
-async def test_load_oci_layout_in_a_compressed_archive(kit: Kit, tmp_path: Path,
-                                                        compress) -> None:  # type: ignore[no-untyped-def]
+async def test_load_oci_layout_in_a_compressed_archive(
+        kit: Kit, tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     image = images.busybox()
     images.oci_layout(tmp_path / "a.tar", {NAME: image})
     (tmp_path / "a.tar.z").write_bytes(compress((tmp_path / "a.tar").read_bytes()))

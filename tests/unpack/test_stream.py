@@ -10,6 +10,7 @@ import os
 import resource
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def drain(data: bytes, tmp_path: Path) -> tuple[bytes, str]:
     lambda d: zstandard.compress(d[:1000]) + zstandard.compress(d[1000:]),
     lambda d: b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstandard.compress(d),
 ], ids=["plain", "gzip", "zstd", "xz", "bzip2", "gzip members", "zstd frames", "zstd skippable"])
-def test_kinds(compress, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_kinds(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
     data, digest = drain(compress(DATA), tmp_path)
     assert data == DATA and digest == images.digest(DATA)
 
