@@ -19,6 +19,7 @@ from errno import EACCES, EISDIR, ENOENT, ENOEXEC, ENOTDIR
 
 from carrel.kernel import record, syscalls
 from carrel.kernel.plan import Operation
+from carrel.runtime.childrecord import ChildRecord, write_to
 from carrel.runtime.report import Report, pack_error
 
 TYPE_CHECKING = False
@@ -69,6 +70,7 @@ def run(child: Child, report: Report) -> NoReturn:
     fifo = -1
     current: Operation | None = None
     record.current_step = "child"
+    rows = ChildRecord()
     try:
         gc.disable()
         child.view.report = report
@@ -87,6 +89,8 @@ def run(child: Child, report: Report) -> NoReturn:
             close_all_but(child.kernel, [report.fd, child.fifo_fd, child.view.proc_fd],
                           child.preserve_fds)
             _die_of_signals()
+            for packet in rows.packets():
+                report.send(packet)
             report.send(b"R")
             fifo = _wait_for_start(child)
         for operation in child.after_go:
@@ -100,6 +104,7 @@ def run(child: Child, report: Report) -> NoReturn:
             record.current_step = operation.step
             operation.execute(child.kernel)
         record.current_step = "exec"
+        _send_rows(rows, fifo, report)
         current = Execute(path)
         current.execute_with(child)
     except BaseException as error:
@@ -188,6 +193,16 @@ def reset_signals() -> None:
         if _signal.getsignal(number) not in (_signal.SIG_DFL, None):
             _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+
+
+def _send_rows(rows: ChildRecord, fifo: int, report: Report) -> None:
+    if record.active is None:
+        return
+    if fifo >= 0:
+        write_to(fifo, rows.packets())
+        return
+    for packet in rows.packets():
+        report.send(packet)
 
 
 def _die_of_signals() -> None:

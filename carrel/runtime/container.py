@@ -10,7 +10,7 @@ from time import monotonic, sleep
 from carrel.errdefs import Conflict, InvalidParameter, NotFound
 from carrel.kernel import cgroup, syscalls
 from carrel.oci import json, runtime_spec
-from carrel.runtime import errors, warnings
+from carrel.runtime import childrecord, errors, warnings
 from carrel.runtime import state as state_files
 
 TYPE_CHECKING = False
@@ -119,7 +119,7 @@ class Container:
         if status != CREATED:
             raise Conflict("cannot start an already running container")
         path = f"{self.folder}/{state_files.FIFO}"
-        packet = self._converse(path)
+        packet = childrecord.take_from(self._converse(path))
         try:
             os.unlink(path)
         except FileNotFoundError:

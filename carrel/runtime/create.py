@@ -12,6 +12,7 @@ from carrel.kernel.plan import run as run_plan
 from carrel.oci import json, runtime_spec
 from carrel.runtime import (
     agent,
+    childrecord,
     errors,
     hooks,
     inside,
@@ -232,6 +233,8 @@ class Maker:
                 start.socket.send(b"G")
             elif kind == b"P":
                 self._replaced(int(packet[1:]))
+            elif kind == b"L":
+                childrecord.merge(packet)
             elif kind == b"N":
                 agent.hand_over(self.spec["linux"]["seccomp"], start.pidfd, int(packet[1:]),
                                 start.pid, self.oci_state("creating"))

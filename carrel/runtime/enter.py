@@ -13,7 +13,17 @@ from carrel.errdefs import Conflict, InvalidParameter
 from carrel.kernel import syscalls
 from carrel.kernel.plan import Operation
 from carrel.kernel.plan import run as run_plan
-from carrel.runtime import agent, childplan, errors, identity, inside, launch, planner, report
+from carrel.runtime import (
+    agent,
+    childplan,
+    childrecord,
+    errors,
+    identity,
+    inside,
+    launch,
+    planner,
+    report,
+)
 from carrel.runtime import container as containers
 from carrel.runtime.child import Child, interpreter
 from carrel.runtime.create import fill_process
@@ -215,6 +225,8 @@ class Entry:
                 raise errors.from_packet(packet, "")
             if kind == b"T":
                 self.console = fds[0]
+            elif kind == b"L":
+                childrecord.merge(packet)
             elif kind == b"N":
                 agent.hand_over(self.container.spec["linux"]["seccomp"], start.pidfd,
                                 int(packet[1:]), start.pid, self.container.oci_state())

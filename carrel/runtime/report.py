@@ -9,6 +9,7 @@
                       I                                          what is my pid?
                       T   (+ one descriptor)                     the terminal's master
                       N number                                   take my seccomp listener
+                      L rows                                     rows of the record
                       R                                          ready, waiting for start
     parent -> child   G [pid]                                    go on
                   G (+ one descriptor), or E ...             the answer to S
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
     from carrel.kernel.plan import Operation
 
+#: an error packet; the text of one is cut to this
 _LIMIT = 8192
+#: any packet: rows of the record are the longest
+_PACKET = 1 << 18
 
 
 class Report:
@@ -105,6 +109,6 @@ def pair() -> tuple[Socket, Socket]:
 def receive(socket: Socket) -> tuple[bytes, list[int]]:
     """One packet; ``(b"", [])`` when the child is gone."""
     try:
-        return terminal.receive_descriptors(socket, _LIMIT)
+        return terminal.receive_descriptors(socket, _PACKET)
     except ConnectionResetError:
         return b"", []

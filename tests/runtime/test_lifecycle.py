@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from carrel.errdefs import AlreadyExists, Conflict, InvalidParameter, NotFound
+from carrel.kernel import record
 from carrel.runtime import api
 from tests.conftest import BIN
 from tests.runtime.conftest import Bundle
@@ -311,3 +312,22 @@ def test_what_is_not_there_is_an_error_not_a_silence(bundle: Bundle) -> None:
         spec["process"][key] = value
         with pytest.raises(InvalidParameter, match=text):
             api.create(bundle.id, bundle.write(), bundle.root, spec=spec)
+
+
+def test_the_record_holds_what_the_child_did_as_well(bundle: Bundle) -> None:
+    bundle.args("true")
+    recorder = record.start()
+    try:
+        made = api.create(bundle.id, bundle.write(), bundle.root, stdio=(-1, -1, -1))
+        made.start()
+    finally:
+        record.stop()
+    os.waitpid(made.pid, 0)
+    made.delete()
+    calls = [(step, call) for step, call, *_ in recorder.records]
+    for wanted in (("clone", "clone3"), ("mounts", "fsopen"), ("pivot_root", "pivot_root"),
+                   ("hostname", "sethostname"), ("identity", "setresuid"),
+                   ("capabilities", "capset")):
+        assert wanted in calls or (wanted[0], wanted[1].rstrip("3")) in calls, wanted
+    starts = [row[5] for row in recorder.records]
+    assert all(s > 0 for s in starts)
