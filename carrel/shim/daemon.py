@@ -102,10 +102,9 @@ def _ignore(_signal: int, _frame: FrameType | None) -> None:
     """The shim ends when its container does."""
 
 
-def become_daemon(config: Config, *keep: int) -> None:
-    """In the child: own session, own directory, nothing inherited but ``keep``."""
+def leave_parent(*keep: int) -> None:
+    """In the child: own session, no streams, nothing inherited but ``keep``."""
     os.setsid()
-    os.chdir(config.bundle)
     os.umask(0o022)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):

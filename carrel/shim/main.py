@@ -159,7 +159,8 @@ def detach(config: object, listener: object) -> None:
         return
     code = 1
     try:
-        daemon.become_daemon(config, listener.fileno())
+        daemon.leave_parent(listener.fileno())
+        os.chdir(config.bundle)
         if os.fork():
             os._exit(0)
         daemon.adjust_oom_score()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
 import signal
 import socket
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 CONTROL_FD = 3
 PACKET_MAX = 65536
+#: how many shims wait, and how long nothing must have happened before one is made
+POOL_SIZE = 2
+IDLE_MS = 20
 
 
 def main() -> int:
@@ -49,18 +53,66 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
+    pool = Pool(control)
+    ready = select.poll()
+    ready.register(control, select.POLLIN)
     try:
         control.send(b'{"op": "ready"}')
-        while packet := control.recv(PACKET_MAX):
-            # Nothing more happens here: every page that this process writes to
-            # is one that it no longer shares with its shims.
-            pid, pidfd = k.clone(0)
-            if pid == 0:
-                child(control, packet)
-            os.close(pidfd)
+        while True:
+            if not ready.poll(None if pool.full else IDLE_MS):
+                pool.add()
+                continue
+            packet = control.recv(PACKET_MAX)
+            if not packet:
+                break
+            # Little more happens here: every page that this process writes to is
+            # one that it no longer shares with its shims.
+            if not pool.give(packet):
+                clone(control, packet)
     except (BrokenPipeError, ConnectionResetError):
         pass
     return 0
+
+
+class Pool:
+    """Shims that were cloned ahead, while there was nothing to do, and wait for a
+    request. They end with the zygote. Without one a start is slower, never wrong."""
+
+    __slots__ = ("_control", "_members")
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._members: list[socket.socket] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self._members) >= POOL_SIZE
+
+    def add(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        clone(self._control, b"", theirs)
+        theirs.close()
+        self._members.append(ours)
+
+    def give(self, packet: bytes) -> bool:
+        """Hand a request to a waiting shim; False when there is none."""
+        while self._members:
+            member = self._members.pop()
+            try:
+                member.send(packet)
+                return True
+            except OSError:
+                continue  # somebody killed it while it waited
+            finally:
+                member.close()
+        return False
+
+
+def clone(control: socket.socket, packet: bytes, own: socket.socket | None = None) -> None:
+    pid, pidfd = k.clone(0)
+    if pid == 0:
+        child(control, packet, own)
+    os.close(pidfd)
 
 
 #: what a shim imports only when it is needed
@@ -86,7 +138,7 @@ def warm() -> None:
             '"socket": "/s", "publish": "/p", "debug": false}')).address})
 
 
-def child(control: socket.socket, packet: bytes) -> NoReturn:
+def child(control: socket.socket, packet: bytes, own: socket.socket | None) -> NoReturn:
     """The life of one shim, from the request to its end.
 
     A raw clone and not ``os.fork``, whose at-fork handlers cost half a
@@ -95,12 +147,18 @@ def child(control: socket.socket, packet: bytes) -> NoReturn:
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        started = start(control, packet)
+        daemon.leave_parent(control.fileno(), *([own.fileno()] if own is not None else []))
+        daemon.adjust_oom_score()
+        worker: Worker | None = None
+        if own is not None:
+            worker = Worker()
+            packet = own.recv(PACKET_MAX)
+            own.close()
+        started = start(control, packet) if packet else None
         control.close()
         if started is not None:
-            daemon.serve(*started, Worker())
-            code = 0
+            daemon.serve(*started, worker or Worker())
+        code = 0
     finally:
         os._exit(code)
 
@@ -116,8 +174,7 @@ def start(control: socket.socket,
         seq = request["seq"]
         config = parse(request)
         listener = daemon.open_listener(config)
-        daemon.become_daemon(config, listener.fileno(), control.fileno())
-        daemon.adjust_oom_score()
+        os.chdir(config.bundle)
         control.send(json.dumps({"seq": seq, "pid": os.getpid(),
                                  "address": config.address}).encode())
         return config, listener
