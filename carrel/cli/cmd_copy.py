@@ -89,6 +89,7 @@ def _done(options: Options, content: int, sent: int, where: str) -> None:
 # ---- out of a container -----------------------------------------------------
 
 def _from(app: App, options: Options, container: str, source: str, target: str) -> None:
+    base = os.path.basename(source.rstrip("/"))
     if options["follow-link"]:
         found = _stat(app, container, source)
         if found and found.get("mode", 0) & _GO_LINK:
@@ -103,8 +104,7 @@ def _from(app: App, options: Options, container: str, source: str, target: str) 
         return
     directory = bool(found.get("mode", 0) & _GO_DIRECTORY)
     try:
-        where, name = _place(target, directory=directory,
-                             base=os.path.basename(source.rstrip("/")),
+        where, name = _place(target, directory=directory, base=base,
                              contents=_is_contents(source))
         _extract(options, response.chunks(), where, name,
                  0 if directory else int(found.get("size") or 0), target)
@@ -122,6 +122,9 @@ def _place(target: str, *, directory: bool, base: str, contents: bool) -> tuple[
     if os.path.isdir(target):
         return target, "" if directory and (contents or not base) else base
     asserted = target.endswith(("/", "/."))
+    if os.path.islink(target):
+        # the user's own link at the place that the user named: as docker, through it once
+        target = os.path.realpath(target)
     if os.path.lexists(target.rstrip("/")):
         if directory:
             raise CliError("cannot copy directory")
