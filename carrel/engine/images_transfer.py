@@ -130,20 +130,35 @@ async def answering(request: web.Request, work: Callable[[NdJson], Awaitable[Non
 
 async def transfer(client: Client, source: Message, destination: Message,
                    told: Callable[[Progress], Awaitable[None]]) -> None:
-    """One transfer; ``told`` gets its progress in order."""
+    """One transfer; ``told`` gets its progress in order.
+
+    When ``told`` fails, our own client has gone away: then the transfer is cancelled.
+    """
     name = f"progress-{secrets.token_hex(8)}"
     opened = asyncio.Event()
     reading = asyncio.ensure_future(_read_progress(client, name, opened, told))
+    call: asyncio.Future[Any] | None = None
     try:
         await _opened(opened, reading)
-        await client.transfer.Transfer(transfer_pb2.TransferRequest(
+        call = asyncio.ensure_future(client.transfer.Transfer(transfer_pb2.TransferRequest(
             source=pack(source), destination=pack(destination),
-            options=transfer_pb2.TransferOptions(progress_stream=name)))
+            options=transfer_pb2.TransferOptions(progress_stream=name))))
+        await asyncio.wait((call, reading), return_when=asyncio.FIRST_COMPLETED)
+        if not call.done() and reading.exception() is not None:
+            reading.result()
+        await call
         await asyncio.wait_for(reading, 10.0)
     finally:
-        reading.cancel()
+        await _cancelled(*(task for task in (call, reading) if task is not None))
+
+
+async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+    """End tasks; how they end is no matter any more."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
         with contextlib.suppress(asyncio.CancelledError, Exception):
-            await reading
+            await task
 
 
 async def _opened(opened: asyncio.Event, task: asyncio.Future[None]) -> None:
@@ -194,9 +209,7 @@ async def auth_stream(client: Client, host: str, auth: Credentials) -> AsyncIter
         await _opened(opened, task)
         yield name
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
+        await _cancelled(task)
 
 
 def _answer(asked: transfer_registry_pb2.AuthRequest, host: str,
@@ -302,8 +315,4 @@ async def together(call: Awaitable[None], beside: Awaitable[None]) -> None:
         if other.done():
             other.result()
     finally:
-        for task in (main, other):
-            if not task.done():
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await _cancelled(main, other)

@@ -11,6 +11,7 @@ from carrel import errdefs
 from carrel.engine import filters, images_actions, images_view, jsonio
 from carrel.engine.images_remove import PRUNE_FILTERS, Remover, prune
 from carrel.engine.images_transfer import NdJson, answering, credentials
+from carrel.engine.server import VERSION
 from carrel.oci import reference as references
 from carrel.oci.reference import Reference
 
@@ -61,14 +62,17 @@ class ImageRoutes:
     async def listing(self, request: web.Request) -> web.StreamResponse:
         wanted = filters.parse(request.query.get("filters"), images_view.LIST_FILTERS)
         await self._images.refresh()
-        return jsonio.response(await images_view.filtered(
+        found = await images_view.filtered(
             self._images, wanted, shared_size=jsonio.flag(request, "shared-size"),
-            manifests=jsonio.flag(request, "manifests")))
+            manifests=jsonio.flag(request, "manifests"))
+        for summary in found:
+            _with_virtual_size(request, summary)
+        return jsonio.response(found)
 
     async def inspect(self, request: web.Request) -> web.StreamResponse:
         found = await self._images.find(request.match_info["name"])
-        return jsonio.response(images_view.inspect(
-            self._images, found.record, manifests=jsonio.flag(request, "manifests")))
+        return jsonio.response(_with_virtual_size(request, images_view.inspect(
+            self._images, found.record, manifests=jsonio.flag(request, "manifests"))))
 
     async def history(self, request: web.Request) -> web.StreamResponse:
         found = await self._images.find(request.match_info["name"])
@@ -188,6 +192,13 @@ class ImageRoutes:
 
         token = await images_login.login(self._ctx, body)
         return jsonio.response({"IdentityToken": token, "Status": "Login Succeeded"})
+
+
+def _with_virtual_size(request: web.Request, shown: dict[str, Any]) -> dict[str, Any]:
+    """Clients before 1.44 read the size under its older name."""
+    if request[VERSION] < (1, 44):
+        shown["VirtualSize"] = shown["Size"]
+    return shown
 
 
 def _with_tag(text: str, tag: str) -> Reference:

@@ -13,6 +13,7 @@ import os
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -230,6 +231,45 @@ def test_login_and_private_pull(docker: Cli) -> None:
         finally:
             docker.ok("logout", fake.address)
         assert docker.run("pull", fake.name).code != 0
+
+
+def test_pull_ends_with_its_client(docker: Cli, tmp_path: Path) -> None:
+    """Ctrl-C ends the download too, and the next pull goes on with what is there."""
+    image = images.Image([images.layer({"f": os.urandom(3_000_000)})])
+    with private_registry(image) as fake:
+        fake.hooks.clear()
+        gone = threading.Event()
+
+        async def trickle(request: web.Request) -> web.StreamResponse | None:
+            if fake.layer not in request.path or fake.counts[request.path] > 1:
+                return None
+            response = web.StreamResponse()
+            data = fake.blobs[fake.layer]
+            response.content_length = len(data)
+            await response.prepare(request)
+            try:
+                for at in range(0, len(data), 50_000):
+                    await response.write(data[at:at + 50_000])
+                    await asyncio.sleep(0.15)
+            except (ConnectionError, asyncio.CancelledError):
+                gone.set()
+                raise
+            return response
+
+        fake.hooks.append(trickle)
+        with open(tmp_path / "out", "wb") as out:
+            client = docker.popen("pull", fake.name, stdout=out, stderr=out)
+            deadline = time.monotonic() + 20
+            while b"Pulling fs layer" not in (tmp_path / "out").read_bytes():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(1.5)
+            client.terminate()
+            client.wait(10)
+        assert gone.wait(8), "the download went on without its client"
+        assert fake.name not in names(docker)
+        docker.ok("pull", fake.name)
+        assert any("Range" in headers for _, _, headers in fake.requests(fake.layer))
 
 
 def test_search_says_that_it_is_missing(docker: Cli) -> None:
