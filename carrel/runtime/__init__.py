@@ -15,7 +15,17 @@ def warm() -> None:
     import resource  # noqa: F401
 
     from carrel.kernel import capability, cgroup, seccomp  # noqa: F401
-    from carrel.runtime import api, cgroupfs, child, copyup, enter, hooks, inside  # noqa: F401
+    from carrel.runtime import (  # noqa: F401
+        agent,
+        api,
+        cgroupfs,
+        child,
+        copyup,
+        enter,
+        hooks,
+        inside,
+        sources,
+    )
 
     capability.last()
     child.interpreter()

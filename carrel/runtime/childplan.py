@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from carrel.kernel import seccomp, syscalls
+from carrel.kernel import syscalls
 from carrel.kernel.plan import Operation
 from carrel.oci import json
-from carrel.runtime import agent, hooks, identity, inside, planner
+from carrel.runtime import identity, inside, planner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,13 +40,15 @@ class RunHooks(Operation):
     """Hooks of the container's own namespaces. Those before the change of root
     (``view`` is given) run with the root file system as their directory."""
 
-    __slots__ = ("env", "hooks", "point", "state", "view")
+    __slots__ = ("env", "hooks", "point", "run_all", "state", "view")
     step = "hooks"
 
     def __init__(self, hooks_: list[Spec], point: str, state: Spec,
                  env: list[bytes] | None = None, view: View | None = None) -> None:
         self.hooks, self.point, self.state = hooks_, point, state
         self.view = view
+        from carrel.runtime import hooks
+        self.run_all = hooks.run_all  # loaded now: the child can import nothing
         self.env = env  # for those that name none: startContainer gets the process's
 
     def describe(self) -> str:
@@ -56,7 +58,7 @@ class RunHooks(Operation):
         document = json.dumps({**self.state, "pid": os.getpid()}).encode()
         if self.view is not None:
             kernel.fchdir(self.view.root_fd)
-        hooks.run_all(self.hooks, self.point, document, self.env)
+        self.run_all(self.hooks, self.point, document, self.env)
 
 
 def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
@@ -99,7 +101,7 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
                          maker.oci_state("created", 0), child.env)
         child.filtered.append(point)
     child.after_go.extend(after)
-    finish_rights(child, rights, process, linux.get("seccomp"), maker.settings.seccomp_cache)
+    finish_rights(child, rights, process, linux.get("seccomp"), maker.seccomp_cache)
 
 
 _cpus: list[int] = []
@@ -123,8 +125,10 @@ def finish_rights(child: Child, rights: planner.Rights, process: Spec, filter_sp
     if not filter_spec or not filter_spec.get("defaultAction"):
         child.after_go.append(rights.final)
         return
+    from carrel.kernel import seccomp
     seccomp.check(filter_spec)
     if seccomp.needs_listener(filter_spec):
+        from carrel.runtime import agent
         agent.check(filter_spec)
         asking = seccomp.Filter(seccomp.compile(filter_spec, cache), seccomp.flags(filter_spec),
                                 listener=True)

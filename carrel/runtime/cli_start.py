@@ -124,8 +124,7 @@ def _create(context: Context, given: Parsed, *, detached: bool,
     _check_terminal(bool(process.get("terminal")), detached, socket)
     settings = creation.Settings(
         no_pivot=given.flag("no-pivot"), no_new_keyring=given.flag("no-new-keyring"),
-        preserve_fds=_preserved(given), systemd_cgroup=context.systemd_cgroup,
-        seccomp_cache=f"{context.root}/.seccomp")
+        preserve_fds=_preserved(given), systemd_cgroup=context.systemd_cgroup)
     stdio = None
     if foreground is not None and process.get("terminal"):
         foreground.prepare_terminal()

@@ -10,19 +10,7 @@ from carrel.kernel import cgroup, syscalls, terminal
 from carrel.kernel.plan import Operation
 from carrel.kernel.plan import run as run_plan
 from carrel.oci import json, runtime_spec
-from carrel.runtime import (
-    agent,
-    childrecord,
-    errors,
-    hooks,
-    inside,
-    launch,
-    options,
-    planner,
-    report,
-    sources,
-    state,
-)
+from carrel.runtime import childrecord, errors, inside, launch, options, planner, report, state
 from carrel.runtime.child import Child, interpreter
 from carrel.runtime.container import Container
 from carrel.runtime.view import View
@@ -30,6 +18,8 @@ from carrel.runtime.view import View
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from carrel.runtime.sources import Helper
 
     Spec = dict[str, Any]
 
@@ -111,7 +101,7 @@ class Maker:
         self.child = Child(self.view, kernel)
         self.console = -1
         self.descriptors: list[int] = []
-        self.helper: sources.Helper | None = None
+        self.helper: Helper | None = None
         #: index in ``mounts`` -> user namespace with the id maps of that mount
         self.map_fds: dict[int, int] = {}
         root = (spec.get("root") or {}).get("path") or "rootfs"
@@ -187,6 +177,7 @@ class Maker:
         for index, entry in enumerate(self.spec.get("mounts") or ()):
             rows = entry.get("uidMappings"), entry.get("gidMappings")
             if rows[0] or rows[1]:
+                from carrel.runtime import sources
                 fd = sources.map_namespace(self.kernel, rows[0] or [], rows[1] or [])
                 self.map_fds[index] = self._keep(fd)
         self.child.keep_fds = list(self.map_fds.values())
@@ -202,6 +193,7 @@ class Maker:
             self.map_fds[index] = map_fd
             self._close_helper()  # a new one has the descriptor
         if self.helper is None:
+            from carrel.runtime import sources
             self.helper = sources.Helper(self.kernel, self.launch.pidfd,
                                          list(self.map_fds.values()))
         source = os.path.join(self.bundle, entry.get("source") or "")
@@ -236,6 +228,7 @@ class Maker:
             elif kind == b"L":
                 childrecord.merge(packet)
             elif kind == b"N":
+                from carrel.runtime import agent
                 agent.hand_over(self.spec["linux"]["seccomp"], start.pidfd, int(packet[1:]),
                                 start.pid, self.oci_state("creating"))
                 start.socket.send(b"G")
@@ -302,6 +295,7 @@ class Maker:
         return container
 
     def _host_hooks(self) -> None:
+        from carrel.runtime import hooks
         all_hooks = self.spec.get("hooks") or {}
         document = json.dumps(self.oci_state("creating")).encode()
         hooks.run_all(all_hooks.get("prestart") or (), "prestart", document)
@@ -341,6 +335,11 @@ class Maker:
         if self.helper is not None:
             self.helper.close()
             self.helper = None
+
+    @property
+    def seccomp_cache(self) -> str:
+        """Compiling a filter takes 15 ms: kept beside the containers' state."""
+        return self.settings.seccomp_cache or f"{self.launch.root}/.seccomp"
 
     def close(self) -> None:
         self._close_helper()

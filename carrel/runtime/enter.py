@@ -59,7 +59,7 @@ def execute(container: Container, process: Spec, stdio: tuple[int, int, int] | N
     size = process.get("consoleSize")
     entry.view.console_size = console_size or ((size["height"], size["width"]) if size else None)
     try:
-        entry.plan(seccomp_cache, cgroups or [])
+        entry.plan(seccomp_cache or f"{container.root}/.seccomp", cgroups or [])
         done = run_plan([launch.StartProcess(entry.launch, 0)], kernel)
         try:
             return entry.finish()
@@ -125,7 +125,7 @@ class Entry:
         self.descriptors.append(fd)
         return fd
 
-    def plan(self, seccomp_cache: str | None, cgroups: list[str]) -> None:
+    def plan(self, seccomp_cache: str, cgroups: list[str]) -> None:
         container, child, view = self.container, self.child, self.view
         process = self._with_defaults()
         self.view.null_fd = self._keep(inside.open_null(self.kernel))
