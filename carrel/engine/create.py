@@ -34,6 +34,8 @@ async def create(manager: Manager, name: str, body: dict[str, Any], platform: st
                           schema.CONFIG, "ContainerConfig")
     host = complete_host(manager, schema.check(body.get("HostConfig"), schema.HOST_CONFIG,
                                                "HostConfig"))
+    if not host["Runtime"] and isinstance(body.get("Runtime"), str):
+        host["Runtime"] = body["Runtime"]  # where docker-py puts it
     validate.config(config)
     warnings = validate.host_config(host, config)
     endpoints = netglue.wanted_endpoints(host, body.get("NetworkingConfig"),

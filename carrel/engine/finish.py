@@ -56,11 +56,12 @@ def _record(manager: Manager, container: Container, status: int, when_ns: int) -
         process.container_gone()
     container.cleanup = manager.ctx.spawn(_clean(manager, container),
                                           f"clean {container.id[:12]}")
+    container.tell("not-running", "next-exit")
     if again:
         container.restart_task = manager.ctx.spawn(_restart(manager, container),
                                                    f"restart {container.id[:12]}")
         return
-    container.tell("not-running", "next-exit")
+    container.tell("stopped")
     if removing:
         manager.ctx.spawn(auto_remove(manager, container), f"remove {container.id[:12]}")
 
@@ -130,7 +131,7 @@ async def _restart(manager: Manager, container: Container) -> None:
             log.error(f"restart of {container.id[:12]}: {error}", error)
             container.state.status = EXITED
             manager.save(container)
-            container.tell("not-running", "next-exit")
+            container.tell("not-running", "next-exit", "stopped")
 
 
 def cancel_restart(container: Container) -> bool:

@@ -70,7 +70,7 @@ def _announce(manager: Manager, container: Container) -> None:
     for session in container.pending:
         session.finish()
     manager.ctx.events.publish("container", "destroy", container.id, container.attributes())
-    container.tell("removed", "not-running", "next-exit")
+    container.tell("removed", "not-running", "next-exit", "stopped")
 
 
 async def _clean(manager: Manager, container: Container, volumes: list[str]) -> None:

@@ -50,8 +50,6 @@ class _Area:
             await execs.prepare(item, console)
             await execs.run(item, None)
             return web.Response(status=200)
-        if body.get("Tty") is not None and bool(body["Tty"]) != item.tty:
-            item.config = {**item.config, "Tty": bool(body["Tty"])}
         execs.begin(item)
         config = item.config
         session = Session(

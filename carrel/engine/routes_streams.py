@@ -77,6 +77,9 @@ class _Area:
     async def _join(self, request: web.Request, container: Container, session: Session) -> None:
         self.ctx.events.publish("container", "attach", container.id, container.attributes())
         if jsonio.flag(request, "logs"):
+            # docker-py reads the head through a buffer and the rest from the bare socket:
+            # what arrives together with the head would be lost to it
+            await asyncio.sleep(0.005)
             await self._replay(container, session)
         if not jsonio.flag(request, "stream"):
             session.finish()
@@ -165,7 +168,7 @@ class _Area:
             done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             done.set_result(None)
             return done
-        return container.wait_for("not-running")
+        return container.wait_for("stopped")
 
     # --- stats ------------------------------------------------------------------
     async def stats(self, request: web.Request) -> web.StreamResponse:

@@ -86,10 +86,27 @@ def check(value: Any, fields: Fields, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise errdefs.InvalidParameter(f"invalid JSON: {what} must be an object")
     result = {}
+    if not value.keys() <= fields.keys():
+        value = _any_case(value, fields, what)
     for name, (kind, _) in fields.items():
         if name in value and value[name] is not None:
             result[name] = _typed(value[name], kind, f"{what}.{name}")
     return result
+
+
+def _any_case(value: dict[str, Any], fields: Fields, what: str) -> dict[str, Any]:
+    """Go matches names in any case, and some clients count on it; one name given twice
+    in different cases means two things to two readers, and is refused."""
+    canonical = {name.lower(): name for name in fields}
+    found: dict[str, Any] = {}
+    for name, content in value.items():
+        known = canonical.get(name.lower())
+        if known is None:
+            continue
+        if known in found:
+            raise errdefs.InvalidParameter(f"invalid JSON: duplicate key {what}.{known}")
+        found[known] = content
+    return found
 
 
 def complete(value: Mapping[str, Any], fields: Fields) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def _failed(manager: Manager, container: Container, error: BaseException) -> Non
         manager.ctx.spawn(finish.auto_remove(manager, container),
                           f"remove {container.id[:12]}")
     else:
-        container.tell("next-exit", "not-running", error=message)
+        container.tell("next-exit", "not-running", "stopped", error=message)
 
 
 # --- pieces -------------------------------------------------------------------

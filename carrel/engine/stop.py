@@ -49,7 +49,7 @@ async def _was_between_runs(manager: Manager, container: Container) -> bool:
             return False
         container.state.status = EXITED
         manager.save(container)
-        container.tell("not-running", "next-exit")
+        container.tell("not-running", "next-exit", "stopped")
         return True
 
 

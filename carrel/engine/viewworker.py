@@ -100,10 +100,9 @@ def _mount(mount: dict[str, Any], folder: str) -> None:
 
 def _bind(root: int, bind: dict[str, Any]) -> None:
     """A volume at its place, both ends pinned by descriptors (E34)."""
-    try:
-        target = paths.open_in_root(syscalls, root, bind["destination"])
-    except FileNotFoundError:
-        return  # the container never ran: nothing is there to cover
+    # made where missing, as the start would: the container may never have run
+    make = paths.make_directory if os.path.isdir(bind["source"]) else paths.make_file
+    target = make(syscalls, root, bind["destination"])
     tree = syscalls.open_tree(-100, bind["source"], syscalls.OPEN_TREE_CLONE
                               | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_RECURSIVE)
     try:

@@ -138,8 +138,11 @@ def test_restart_policy(stack: Stack) -> None:
     stack.docker("run", "-d", "--name", "again", *NONE, "--restart", "on-failure:2", IMAGE,
                  "sh", "-c", "exit 3")
     assert stack.out("wait", "again") == "3"
-    assert stack.out("inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "again") == (
-        "2 exited")
+    deadline = time.monotonic() + 10
+    while stack.out("inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "again") != (
+            "2 exited"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_health(stack: Stack) -> None:
