@@ -47,6 +47,7 @@ _PREPARED_GRACE_NS = 60 * 1_000_000_000
 #: an abandoned write without a lease
 _STALE_INGEST_NS = 24 * 3600 * 1_000_000_000
 _OPTIMISTIC_TRIES = 3
+_LATER_SECONDS = 10.0
 
 #: kind, namespace, key;  kinds: content, image, container, snapshots/<snapshotter>
 Node = tuple[str, str, str]
@@ -195,10 +196,18 @@ class Collector:
         self._task: asyncio.Task[Collected] | None = None
 
     def schedule(self, delay: float | None = None) -> None:
-        """Collect when it is quiet; calls in between are one collection."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(
-                self._delay if delay is None else delay, self._fire)
+        """Collect when it is quiet; calls in between are one collection, at the earliest time."""
+        loop = asyncio.get_running_loop()
+        when = loop.time() + (self._delay if delay is None else delay)
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._fire)
+
+    def schedule_later(self) -> None:
+        """After the removal of a container: its snapshot is mostly removed by the client."""
+        self.schedule(_LATER_SECONDS)
 
     def _fire(self) -> None:
         self._timer = None

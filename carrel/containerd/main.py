@@ -60,7 +60,7 @@ def _run(work: Any) -> int:
 
 async def _serve(settings: config.Settings) -> int:
     from carrel.containerd.service import build
-    from carrel.containerd.ttrpc import Server
+    from carrel.containerd.sockets import listen
     from carrel.proto import rpc
 
     stopping = asyncio.Event()
@@ -72,12 +72,9 @@ async def _serve(settings: config.Settings) -> int:
                      debug=settings.log_level in ("debug", "trace"),
                      mirrors=tuple(settings.mirrors), insecure=tuple(settings.insecure))
     try:
-        # shims of an earlier daemon may be waiting to tell what happened
-        shim_server = Server(services.shim_handlers())
-        await shim_server.start(listen(f"{settings.address}.ttrpc", 0o600, settings))
         await services.start()
         server = rpc.server(services.servicers())
-        await server.start(sock=listen(settings.address, 0o660, settings))
+        await server.start(sock=listen(settings.address, 0o660, settings.uid, settings.gid))
         notify("READY=1")
         log.info("serving %s", settings.address)
         await stopping.wait()
@@ -90,40 +87,10 @@ async def _serve(settings: config.Settings) -> int:
                 await server.wait_closed()
         except TimeoutError:
             pass
-        shim_server.stop()
-        for path in (settings.address, f"{settings.address}.ttrpc"):
-            os.unlink(path)
+        os.unlink(settings.address)
     finally:
         await services.stop()
     return 0
-
-
-def listen(path: str, mode: int, settings: config.Settings) -> socket.socket:
-    """A listening unix socket that nobody can reach before its mode is right.
-
-    A leftover of a daemon that was killed is replaced: the lock on the root
-    says that this is the only daemon.
-    """
-    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        old = os.umask(0o177)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(old)
-        os.chown(path, settings.uid, settings.gid)
-        os.chmod(path, mode)
-        sock.listen(512)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def notify(state: str) -> None:

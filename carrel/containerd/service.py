@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -32,10 +33,11 @@ from carrel.containerd.shims import CARREL as CARREL_RUNTIME
 from carrel.containerd.shims import Launcher, program_name
 from carrel.containerd.snapshots import Snapshotter
 from carrel.containerd.snapshots_service import SnapshotsService
+from carrel.containerd.sockets import listen
 from carrel.containerd.streaming import StreamingService, StreamManager
 from carrel.containerd.task_manager import TaskManager
 from carrel.containerd.tasks import TasksService
-from carrel.containerd.ttrpc import Handler, unary
+from carrel.containerd.ttrpc import Handler, Server, unary
 from carrel.containerd.zygote import Zygote
 from carrel.proto import (
     containers_pb2,
@@ -81,6 +83,7 @@ class Services:
         self.zygote = Zygote(zygote_program, debug) if zygote_program else None
         self.launcher = Launcher(state, address, self.zygote, debug)
         self.tasks = TaskManager(state, root, self.launcher, self.events)
+        self._shim_events = Server(self.shim_handlers())
         self._maintenance: asyncio.Task[None] | None = None
 
     def servicers(self) -> list[tuple[ModuleType, str, object]]:
@@ -92,7 +95,8 @@ class Services:
             (images_pb2, "Images", ImagesService(self.images, collect, collect_now)),
             (leases_pb2, "Leases", LeasesService(self.leases, collect, collect_now)),
             (snapshots_pb2, "Snapshots", SnapshotsService(self.snapshotter, collect)),
-            (containers_pb2, "Containers", ContainersService(self.containers, collect)),
+            (containers_pb2, "Containers", ContainersService(
+                self.containers, self.collector.schedule_later)),
             (tasks_pb2, "Tasks", TasksService(self.tasks, self.containers)),
             (events_pb2, "Events", EventsService(self.events)),
             (version_pb2, "Version", VersionService()),
@@ -104,13 +108,15 @@ class Services:
         ]
 
     def shim_handlers(self) -> dict[str, Handler]:
-        """What shims may call, over ttrpc."""
+        """What shims may call, over ttrpc on ``<address>.ttrpc``; :meth:`start` serves it."""
         return {"/containerd.services.events.ttrpc.v1.Events/Forward": unary(
             ttrpc_events_pb2.ForwardRequest, ShimEventsService(self.events).Forward)}
 
     async def start(self) -> None:
-        """Start the zygote, find the shims of an earlier daemon."""
+        """Listen to shims, start the zygote, find the shims of an earlier daemon."""
         self.events.attach()
+        # first: shims of an earlier daemon may be waiting to tell what happened
+        await self._shim_events.start(listen(f"{self.address}.ttrpc", 0o600))
         if self.zygote is not None:
             self.zygote.start()
         await self.tasks.load()
@@ -137,6 +143,9 @@ class Services:
             self._maintenance.cancel()
         await self.collector.stop()
         await self.tasks.stop()
+        self._shim_events.stop()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.address}.ttrpc")
         if self.zygote is not None:
             await self.zygote.stop()
         self.events.close()

@@ -14,7 +14,7 @@ from carrel.containerd import gc, service
 from carrel.containerd.images import Descriptor, Image
 from carrel.containerd.service import Services
 from carrel.proto import containers_pb2
-from tests.containerd.harness import present
+from tests.containerd.harness import eventually, present
 
 NS = "default"
 
@@ -203,3 +203,22 @@ async def test_files_without_a_row_are_swept(layer: Services) -> None:
     assert layer.collector.sweep_files() == 1
     assert not os.path.exists(orphan)
     assert layer.content.of(NS).read(digest) == b"x"
+
+
+async def test_scheduling(layer: Services) -> None:
+    """Many calls are one collection, at the earliest of their times."""
+    runs: list[float] = []
+    real = layer.collector.run
+
+    def run() -> gc.Collected:
+        runs.append(1)
+        return real()
+
+    layer.collector.run = run  # type: ignore[method-assign]
+    layer.collector.schedule_later()
+    blob(layer, "x")
+    for _ in range(5):
+        layer.collector.schedule(0.05)
+    await eventually(lambda: blobs(layer) == set())
+    assert len(runs) == 1
+    await layer.collector.stop()

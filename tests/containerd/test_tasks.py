@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,15 +19,25 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from carrel import errdefs
+from carrel.containerd import service
 from carrel.proto import (
     containers_pb2,
     events_pb2,
     mount_pb2,
+    rpc,
     task_events_pb2,
     task_pb2,
     tasks_pb2,
 )
-from tests.containerd.harness import Clients, Daemon, daemon, eventually, peers, refused
+from tests.containerd.harness import (
+    REPOSITORY,
+    Clients,
+    Daemon,
+    daemon,
+    eventually,
+    peers,
+    refused,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
@@ -96,8 +107,8 @@ def spec(*arguments: str, name: str) -> dict[str, Any]:
     }
 
 
-async def create(server: Daemon, clients: Clients, name: str, rootfs: Path, *arguments: str,
-                 output: str = "") -> int:
+async def create(server: Daemon | type[_Embedded], clients: Clients, name: str, rootfs: Path,
+                 *arguments: str, output: str = "") -> int:
     await clients.containers.Create(containers_pb2.CreateContainerRequest(
         container=containers_pb2.Container(
             id=name, runtime=containers_pb2.Container.Runtime(name=server.runtime),
@@ -403,3 +414,26 @@ async def test_many_at_once(server: Daemon, rootfs: Path) -> None:
 
         assert await asyncio.gather(*(one(f"c{n}") for n in range(8))) == list(range(8))
     assert bundles(server) == []
+
+
+@pytest.mark.parametrize("kind", ["carrel"])
+async def test_embedded_layer_runs_tasks(kind: str, rootfs: Path, leak_check: None) -> None:
+    """The same through LocalTransport, as the engine may have it in its own process."""
+    top = tempfile.mkdtemp(prefix="ctd-", dir="/tmp")
+    services = service.build(f"{top}/root", f"{top}/state", address=f"{top}/c.sock",
+                             zygote=str(REPOSITORY / ".venv/bin/containerd-shim-carrel-v1"))
+    await services.start()
+    try:
+        clients = Clients(rpc.LocalTransport(services.servicers()), "default")
+        async with events(clients) as seen:
+            await create(_Embedded, clients, "c", rootfs, "sh", "-c", "exit 4")
+            await start(clients, "c")
+            await eventually(lambda: "/tasks/exit" in [topic for topic, _ in seen])
+            assert await remove(clients, "c") == 4
+    finally:
+        await services.stop()
+        shutil.rmtree(top)
+
+
+class _Embedded:
+    runtime = CARREL
