@@ -36,6 +36,11 @@ NLMSGERR_ATTR_MSG = 1
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
+NETLINK_ADD_MEMBERSHIP = 1
+
+_SO_ATTACH_FILTER = 26
+_BPF, _KIND, _FPROG = Struct("=HBBI"), Struct("=H"), Struct("@HP")
+_BPF_LOAD_HALF, _BPF_JUMP_EQUAL, _BPF_RETURN = 0x28, 0x15, 0x06
 _HEADER = Struct("=IHHII")
 _ATTR = Struct("=HH")
 _ERROR = Struct("=i")
@@ -135,6 +140,40 @@ class Socket:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def join(self, group: int, *, ignore: tuple[int, ...] = ()) -> None:
+        """Receive the notifications of a multicast group, without blocking, except those whose
+        first message has a type in ``ignore``: a socket filter keeps the kernel from waking us."""
+        self._socket.bind((0, 0))  # without an address of its own it would be taken for the sender
+        if ignore:
+            self._attach_filter(ignore)
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._socket.setblocking(False)
+
+    def _attach_filter(self, ignore: tuple[int, ...]) -> None:
+        import ctypes
+
+        # classic BPF reads big-endian, the header is in the machine's order
+        kinds = [int.from_bytes(_KIND.pack(k), "big") for k in ignore]
+        program = [_BPF.pack(_BPF_LOAD_HALF, 0, 0, 4)]
+        program += [_BPF.pack(_BPF_JUMP_EQUAL, len(kinds) - n, 0, k) for n, k in enumerate(kinds)]
+        program += [_BPF.pack(_BPF_RETURN, 0, 0, 0xFFFFFFFF), _BPF.pack(_BPF_RETURN, 0, 0, 0)]
+        code = ctypes.create_string_buffer(b"".join(program))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
+                                _FPROG.pack(len(program), ctypes.addressof(code)))
+
+    def drain(self) -> int:
+        """Throw away what has been notified; how many datagrams it was."""
+        count = 0
+        while True:
+            try:
+                self._socket.recv(_BUFFER)
+            except BlockingIOError:
+                return count
+            except OSError as failure:
+                if failure.errno not in (EINTR, ENOBUFS):
+                    raise
+            count += 1
 
     def close(self) -> None:
         self._socket.close()

@@ -18,6 +18,7 @@ from time import monotonic_ns
 from carrel.kernel import record, rtnetlink
 from carrel.kernel.netlink import (
     NETLINK_NETFILTER,
+    NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,
     Message,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 NFPROTO_INET, NFPROTO_IPV4 = 1, 2
 _SUBSYSTEM = 10 << 8
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_GETTABLE, _NEWGEN = _SUBSYSTEM | 1, _SUBSYSTEM | 15
+_GROUP_NFTABLES = 7
 _NEWTABLE, _DELTABLE = _SUBSYSTEM | 0, _SUBSYSTEM | 2
 _NEWCHAIN, _NEWRULE = _SUBSYSTEM | 3, _SUBSYSTEM | 6
 _NEWSETELEM, _DELSETELEM = _SUBSYSTEM | 12, _SUBSYSTEM | 14
@@ -64,6 +67,28 @@ def transaction(socket: Socket, messages: list[Message]) -> None:
 
 def open_socket() -> Socket:
     return Socket(NETLINK_NETFILTER)
+
+
+def watch() -> Socket:
+    """A socket that becomes readable when somebody changes tables, chains or rules. Elements of
+    sets, which come and go with every container, do not wake it."""
+    sock = Socket(NETLINK_NETFILTER)
+    try:
+        sock.join(_GROUP_NFTABLES, ignore=(_NEWSETELEM, _DELSETELEM, _NEWGEN))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def has_table(socket: Socket, table: str) -> bool:
+    """Whether ``inet <table>`` is there."""
+    ask = _message(_GETTABLE, NFPROTO_INET, NLM_F_ACK, string(1, table), f"list table {table}")
+    try:
+        socket.ask(ask)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class Port:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from carrel import errdefs
-from carrel.kernel import netns, rtnetlink, sysctl
+from carrel.kernel import netlink, netns, nftables, rtnetlink, sysctl
 from carrel.network import bridge, endpoints, ipam, operations, restoring, rules
 from carrel.network.api import (
     Config,
@@ -31,6 +31,8 @@ from carrel.network.sandboxes import Sandboxes
 _FORWARD_POLICY = "list chain ip filter FORWARD"
 #: how long after the last start the pool is filled again, so that a burst is not slowed down
 _REFILL_AFTER = 0.03
+#: seconds between a change of somebody's rules and our look at what it did to ours
+_LOOK_AFTER = 0.5
 #: how long a removed sandbox's veth may take to vanish by itself
 _LINGER_SECONDS = 1.0
 
@@ -59,6 +61,9 @@ class Controller:
         self._changes = asyncio.Lock()  # of networks: one create or remove at a time
         self._refill: asyncio.TimerHandle | None = None
         self._filling: asyncio.Task[None] | None = None
+        self._watch: netlink.Socket | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -70,13 +75,53 @@ class Controller:
         self._thread.start()
         self._networks.load()
         taken = await self._thread.run(self._host_subnets)
-        self._networks.ensure_predefined(taken)
+        self._networks.ensure_predefined(taken, in_use={
+            network for sandbox in self._records() for network in sandbox.endpoints})
         await self._thread.run(self._recall_ports)
         await self._thread.run(self._prepare)
         await self._thread.run(self._sweep)
+        self._watch = await self._thread.run(lambda kernel: nftables.watch())
+        asyncio.get_running_loop().add_reader(self._watch, self._rules_changed)
         self._schedule_refill()
 
+    def _rules_changed(self) -> None:
+        """Somebody (we too) changed tables or rules: look a moment later, once."""
+        if self._watch is not None:
+            self._watch.drain()
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(_LOOK_AFTER, self._start_look)
+
+    def _start_look(self) -> None:
+        self._look = None
+        self._looking = asyncio.get_running_loop().create_task(self._repair())
+
+    async def _repair(self) -> None:
+        """`nft flush ruleset` (a restart of nftables.service) takes our table away as well."""
+        def job(kernel: Kernel) -> bool:
+            if nftables.has_table(kernel.nft, self._sandboxes.table):
+                return False
+            self._load_rules(kernel)
+            return True
+
+        try:
+            if await self._thread.run(job):
+                self._report("somebody removed our nftables table: it is back")
+        except (OSError, errdefs.CarrelError) as error:
+            self._report(f"our nftables table is gone and cannot be restored: {error}")
+
+    def _stop_watching(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        if self._watch is not None:
+            asyncio.get_running_loop().remove_reader(self._watch)
+            self._watch.close()
+            self._watch = None
+
     async def stop(self) -> None:
+        self._stop_watching()
+        if self._looking is not None:
+            await asyncio.wait([self._looking])
         if self._refill is not None:
             self._refill.cancel()
             self._refill = None

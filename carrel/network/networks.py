@@ -171,20 +171,23 @@ class Networks:
 
     # -- the predefined ones ------------------------------------------------------------------
 
-    def ensure_predefined(self, taken: Iterable[ipam.IPNetwork]) -> None:
-        """host, none and the default bridge, with the daemon's options of today."""
+    def ensure_predefined(self, taken: Iterable[ipam.IPNetwork], *, in_use: set[str]) -> None:
+        """host, none and the default bridge, with the daemon's options of today. A subnet that
+        living sandboxes use (``in_use``: ids of networks) stays as it is."""
         for name, driver in (("host", "host"), ("none", "null")):
             if name not in self._by_name:
                 self.put(Network(id=secrets.token_hex(32), created=timestamp(),
                                  spec=NetworkSpec(name=name, driver=driver)))
-        self._ensure_default(list(taken))
+        self._ensure_default(list(taken), in_use)
 
-    def _ensure_default(self, taken: list[ipam.IPNetwork]) -> None:
+    def _ensure_default(self, taken: list[ipam.IPNetwork], in_use: set[str]) -> None:
         config = self._config
         old = self._known.get(self._by_name.get(DEFAULT, ""))
         own = [ipam.parse_network(p.subnet) for n in self for p in n.pools
                if old is None or n.id != old.id]
-        if config.bip:
+        if old is not None and old.id in in_use:
+            pool = old.pools[0]
+        elif config.bip:
             address, _, prefix = config.bip.partition("/")
             if not prefix:
                 raise errdefs.InvalidParameter(f"invalid --bip {config.bip}: invalid CIDR address")

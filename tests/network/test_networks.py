@@ -269,10 +269,23 @@ async def test_rules_come_back(root: str) -> None:
         port = free_port()
         box = await net.create_sandbox(spec(1, ports=(
             PortBinding(container_port=80, host_port=port),)))
-        subprocess.run(["nft", "flush", "ruleset"], check=True)
-        await net.reload()
         async with server(box.netns_path, "web"):
+            subprocess.run(["nft", "flush", "ruleset"], check=True)
+            await net.reload()
             assert (await fetch_here("127.0.0.1", port)).startswith("web")
+            # and by itself, within seconds
+            subprocess.run(["nft", "flush", "ruleset"], check=True)
+            for _ in range(50):
+                await asyncio.sleep(0.1)
+                if "carrel" in subprocess.run(["nft", "list", "tables"], capture_output=True,
+                                              text=True, check=True).stdout:
+                    break
+            assert (await fetch_here("127.0.0.1", port)).startswith("web")
+            # a start that comes first finds it missing and does not fail
+            subprocess.run(["nft", "flush", "ruleset"], check=True)
+            other = await net.create_sandbox(spec(2, ports=(PortBinding(container_port=80),)))
+            assert (await fetch_here("127.0.0.1", port)).startswith("web")
+            assert other.ports
 
 
 async def test_address_is_free_although_a_dead_connection_keeps_the_namespace(root: str) -> None:
@@ -382,3 +395,18 @@ async def test_purge(root: str) -> None:
     lines = purge.purge(root)
     assert [line.split()[0] for line in lines] == ["network", "bridge", "nftables"]
     assert purge.purge(root) == []
+
+
+async def test_default_subnet(root: str) -> None:
+    store = MemoryStore()
+    async with engine(root, store) as net:
+        first = net.network("bridge")
+    async with engine(root, store) as net:
+        assert net.network("bridge") == first  # the same id and subnet after a restart
+    async with engine(root, store, bip="10.44.0.5/24") as net:
+        box = await net.create_sandbox(spec(1))
+        place = box.endpoints[first.id]
+        assert (place.ipv4, place.prefix4, place.gateway4) == ("10.44.0.1", 24, "10.44.0.5")
+        output = subprocess.run(["ip", "-4", "address", "show", net.network("bridge").bridge],
+                                capture_output=True, text=True, check=True).stdout
+        assert "10.44.0.5/24" in output and output.count("inet ") == 1
