@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from carrel.runtime.view import View
 
 STEP = "mounts"
+#: mount(2) takes one page of data
+_DATA_MAX = 4000
 
 
 class MountOperation(Operation):
@@ -65,7 +67,13 @@ class MountRootfs(Operation):
         return f"mount {self.fstype} on {self.target}"
 
     def execute(self, kernel: Any) -> None:
-        kernel.mount(self.source, self.target, self.fstype, self.flags, self.data or None)
+        data = self.data
+        if len(data) > _DATA_MAX:
+            base, data = _relative_layers(data)
+            fd = kernel.openat(syscalls.AT_FDCWD, base, os.O_PATH | os.O_CLOEXEC)
+            kernel.fchdir(fd)
+            kernel.close(fd)
+        kernel.mount(self.source, self.target, self.fstype, self.flags, data or None)
         if self.flags & 4096 and self.flags & ~(4096 | 16384):  # a bind takes flags when remounted
             kernel.mount(self.source, self.target, None, self.flags | 32)
 
@@ -73,6 +81,22 @@ class MountRootfs(Operation):
         if self.flags & 4096:
             return f"mount --rbind {self.source} {self.target}"
         return f"mount -t {self.fstype} -o '{self.data}' {self.source} {self.target}"
+
+
+def _relative_layers(data: str) -> tuple[str, str]:
+    """The folder that all lower directories share, and the data with them relative to it.
+
+    The absolute paths of 100 layers are longer than a page.
+    """
+    options = data.split(",")
+    for number, option in enumerate(options):
+        if option.startswith("lowerdir="):
+            layers = option[len("lowerdir="):].split(":")
+            base = os.path.commonpath(layers) if len(layers) > 1 else "/"
+            options[number] = "lowerdir=" + ":".join(
+                os.path.relpath(layer, base) for layer in layers)
+            return base, ",".join(options)
+    return "/", data
 
 
 class PrivateParent(Operation):

@@ -25,6 +25,7 @@ from carrel.proto import (
     events_pb2,
     mount_pb2,
     rpc,
+    snapshots_pb2,
     task_events_pb2,
     task_pb2,
     tasks_pb2,
@@ -108,14 +109,15 @@ def spec(*arguments: str, name: str) -> dict[str, Any]:
 
 
 async def create(server: Daemon | type[_Embedded], clients: Clients, name: str, rootfs: Path,
-                 *arguments: str, output: str = "") -> int:
+                 *arguments: str, output: str = "",
+                 mounts: list[mount_pb2.Mount] | None = None) -> int:
     await clients.containers.Create(containers_pb2.CreateContainerRequest(
         container=containers_pb2.Container(
             id=name, runtime=containers_pb2.Container.Runtime(name=server.runtime),
             spec=AnyMessage(type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec",
                             value=json.dumps(spec(*arguments, name=name)).encode()))))
     answer = await clients.tasks.Create(tasks_pb2.CreateTaskRequest(
-        container_id=name, stdout=output, stderr=output, rootfs=[mount_pb2.Mount(
+        container_id=name, stdout=output, stderr=output, rootfs=mounts or [mount_pb2.Mount(
             type="bind", source=str(rootfs), options=["rbind", "ro"])]))
     return int(answer.pid)
 
@@ -437,3 +439,28 @@ async def test_embedded_layer_runs_tasks(kind: str, rootfs: Path, leak_check: No
 
 class _Embedded:
     runtime = CARREL
+
+
+async def test_more_layers_than_a_page_of_mount_data(server: Daemon, rootfs: Path,
+                                                     tmp_path: Path) -> None:
+    """128 layers, as Docker's limit has it: over 4 KiB of lowerdir=."""
+    out = tmp_path / "out"
+    async with server.clients() as clients:
+        parent = ""
+        for number in range(127):
+            made = await clients.snapshots.Prepare(snapshots_pb2.PrepareSnapshotRequest(
+                snapshotter="overlayfs", key=f"k{number}", parent=parent))
+            if not number:
+                shutil.copytree(rootfs, made.mounts[0].source, dirs_exist_ok=True)
+            await clients.snapshots.Commit(snapshots_pb2.CommitSnapshotRequest(
+                snapshotter="overlayfs", key=f"k{number}", name=f"L{number}"))
+            parent = f"L{number}"
+        made = await clients.snapshots.Prepare(snapshots_pb2.PrepareSnapshotRequest(
+            snapshotter="overlayfs", key="c", parent=parent))
+        assert len(",".join(made.mounts[0].options)) > 4096
+        await create(server, clients, "c", rootfs, "ls", "/bin", output=f"file://{out}",
+                     mounts=list(made.mounts))
+        await start(clients, "c")
+        await eventually(lambda: stopped(clients, "c"))
+        assert await remove(clients, "c") == 0
+        assert out.read_text() == "busybox\n"
