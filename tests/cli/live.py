@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CARREL = str(ROOT / ".venv" / "bin" / "carrel")
 BUSYBOX = "/bin/busybox"
 IMAGE = "busybox:latest"
+CGROUP_PARENT = "carrel-test-cli"
 
 
 class Live:
@@ -77,7 +79,7 @@ def _dockerd(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     process = subprocess.Popen(
         [str(ROOT / "scripts" / "in-peers"), "dockerd", "-H", f"unix://{path}",
          "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"),
-         "--pidfile", str(folder / "pid"), "--cgroup-parent", "/carrel-test-cli"],
+         "--pidfile", str(folder / "pid"), "--cgroup-parent", f"/{CGROUP_PARENT}"],
         stdout=log, stderr=log, start_new_session=True)
     end = time.monotonic() + 30
     while not path.exists():
@@ -86,6 +88,15 @@ def _dockerd(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
                         + (folder / "dockerd.log").read_text(errors="replace")[-2000:])
         time.sleep(0.05)
     return process, f"unix://{path}"
+
+
+def _remove_cgroups() -> None:
+    """dockerd leaves the parent of its containers' cgroups behind."""
+    for top in [*Path("/sys/fs/cgroup").glob(f"*/{CGROUP_PARENT}"),
+                Path("/sys/fs/cgroup", CGROUP_PARENT)]:
+        for base, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(base)
 
 
 def engine(kind: str) -> Iterator[Live]:
@@ -101,6 +112,7 @@ def engine(kind: str) -> Iterator[Live]:
             def stop() -> None:
                 process.send_signal(signal.SIGTERM)
                 process.wait(20)
+                _remove_cgroups()
         else:
             from tests.engine.stack import clean, start_stack
             stack = start_stack(folder)
