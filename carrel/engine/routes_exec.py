@@ -55,9 +55,10 @@ class _Area:
         session = Session(
             stdin=bool(config["AttachStdin"]), stdout=bool(config["AttachStdout"]),
             stderr=bool(config["AttachStderr"]), tty=item.tty,
+            framed=not body.get("Tty", False),  # what the client reads, not what the process has
             keys=streams.parse_keys(config["DetachKeys"]))
         session.hold = item.done
-        media = streams.MULTIPLEXED if not item.tty and request[VERSION] >= (1, 42) \
+        media = streams.MULTIPLEXED if session.framed and request[VERSION] >= (1, 42) \
             else streams.RAW
         streams.hijack(request, session, media)
         try:

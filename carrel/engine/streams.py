@@ -128,7 +128,9 @@ class Session:
         """Bytes as the shim sends them: frames, or raw with a terminal."""
         if not self._port:
             return
-        if self.tty or self.framed:
+        if self.tty:
+            self._port.write(frame(STDOUT, data) if self.framed else data)
+        elif self.framed:
             self._port.write(data)
         else:
             self._unframe(data)
