@@ -166,6 +166,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     #: address and prefix of the default bridge ("172.30.0.1/16"); "" = the first free pool
     bip: str = ""
+    #: the part of the default bridge's subnet from which containers get addresses
+    fixed_cidr: str = ""
+    #: default gateway of containers on the default bridge, when it is not the bridge
+    default_gateway: str = ""
     #: ("172.30.0.0/15", 16): ranges from which networks take subnets of that size
     address_pools: tuple[tuple[str, int], ...] = ()
     #: "" = carrel0 (another name for an engine with another exec-root)

@@ -16,6 +16,8 @@ from carrel.network.api import AddressPool, Config, Network, NetworkSpec, Store
 
 KIND = "network"
 DEFAULT = "bridge"
+#: the name of an auxiliary address that is the containers' gateway instead of the bridge
+GATEWAY = "DefaultGatewayIPv4"
 #: made by the engine, never by a user
 PREDEFINED = ("bridge", "host", "none")
 _RESERVED = (*PREDEFINED, "default", "container")
@@ -197,6 +199,9 @@ class Networks:
             pool = old.pools[0]
         else:
             pool = self._automatic(own + taken)
+        pool = ipam.complete(msgspec.structs.replace(
+            pool, ip_range=config.fixed_cidr, aux={GATEWAY: config.default_gateway}
+            if config.default_gateway else {}))
         spec = NetworkSpec(name=DEFAULT, options={
             bridge.OPT_DEFAULT: "true", bridge.OPT_ICC: _word(config.icc),
             bridge.OPT_MASQUERADE: _word(config.ip_masq),

@@ -29,7 +29,7 @@ from carrel.network.api import (
     Sandbox,
     SandboxSpec,
 )
-from carrel.network.networks import DEFAULT, Networks
+from carrel.network.networks import DEFAULT, GATEWAY, Networks
 from carrel.network.nsthread import Kernel, NamespaceThread
 from carrel.network.pool import Pool, Ready
 from carrel.network.relay import Relay
@@ -174,8 +174,8 @@ class Sandboxes:
         undo.callback(addresses.release, address)
         if network.spec.internal:
             return address, prefix, ""
-        gateway = next((p.gateway for p in network.pools if (":" in p.subnet) == (version == 6)),
-                       "")
+        gateway = next((p.aux.get(GATEWAY) or p.gateway for p in network.pools
+                        if (":" in p.subnet) == (version == 6)), "")
         return address, prefix, gateway
 
     def _from_pool(self, places: dict[str, Endpoint], networks: dict[str, Network],

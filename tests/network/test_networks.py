@@ -403,6 +403,11 @@ async def test_default_subnet(root: str) -> None:
         first = net.network("bridge")
     async with engine(root, store) as net:
         assert net.network("bridge") == first  # the same id and subnet after a restart
+    async with engine(root, store, bip="10.45.0.1/24", fixed_cidr="10.45.0.64/26",
+                      default_gateway="10.45.0.65") as net:
+        place = (await net.create_sandbox(spec(1))).endpoints[first.id]
+        assert (place.ipv4, place.gateway4) == ("10.45.0.64", "10.45.0.65")
+        assert (await net.create_sandbox(spec(2))).endpoints[first.id].ipv4 == "10.45.0.66"
     async with engine(root, store, bip="10.44.0.5/24") as net:
         box = await net.create_sandbox(spec(1))
         place = box.endpoints[first.id]
