@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from carrel.containerd.events import pack_event
+from carrel.proto import events_pb2, task_events_pb2
 from tests.containerd.harness import PROGRAM, Daemon, daemon, present, wait_for
 from tests.containerd.test_tasks import CGROUP, cgroups_are_plain, path_with
 from tests.images import busybox_archive
@@ -159,6 +162,24 @@ def test_configuration(tmp_path: Path, leak_check: None) -> None:
     assert process.returncode == 0
     assert "configuration key unknown is not known" in log
     assert "configuration key plugins.x.y is not known" in log
+
+
+async def test_publish_for_shims_without_ttrpc(server: Daemon) -> None:
+    """``-publish-binary ... publish``: the event on standard input."""
+    async with server.clients() as clients:
+        answers = clients.events.Subscribe(events_pb2.SubscribeRequest())
+        first = asyncio.ensure_future(anext(answers))
+        await asyncio.sleep(0.2)
+        event = pack_event(task_events_pb2.TaskOOM(container_id="c"))
+        publisher = await asyncio.create_subprocess_exec(
+            PROGRAM, "-address", server.address, "publish", "-topic", "/tasks/oom",
+            "-namespace", "n", stdin=asyncio.subprocess.PIPE)
+        await publisher.communicate(event.SerializeToString())
+        assert publisher.returncode == 0
+        envelope = await asyncio.wait_for(first, 5)
+        assert (envelope.namespace, envelope.topic) == ("n", "/tasks/oom")
+        assert envelope.event == event
+        await answers.aclose()
 
 
 @pytest.mark.parametrize(("arguments", "text"), [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from carrel import errdefs
 from carrel.containerd import filters
@@ -49,3 +51,11 @@ def test_match(wanted: list[str], matches: bool) -> None:
 def test_refused(bad: str) -> None:
     with pytest.raises(errdefs.InvalidParameter):
         filters.compile_all([bad])
+
+
+@given(st.lists(st.text(st.sampled_from('abc._"/|\\\\=!~, \n1x{'), max_size=30), max_size=3))
+def test_any_text_is_a_filter_or_refused(wanted: list[str]) -> None:
+    try:
+        filters.compile_all(wanted)(look)
+    except errdefs.InvalidParameter:
+        pass
