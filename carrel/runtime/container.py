@@ -143,12 +143,11 @@ class Container:
         try:
             while True:
                 ready = {fd for fd, _ in watch.poll()}
-                if fifo in ready:
-                    chunk = os.read(fifo, 8192)
-                    data += chunk
-                    if not chunk and data:
-                        return data[1:]
-                if pidfd in ready and fifo not in ready:
+                chunk = os.read(fifo, 1 << 16) if fifo in ready else b""
+                data += chunk
+                if fifo in ready and not chunk and data:
+                    return data[1:]  # it closed its end: by execve, or after its error
+                if pidfd in ready and not chunk:
                     if not data:
                         raise Conflict("cannot start a container that has stopped")
                     return data[1:]

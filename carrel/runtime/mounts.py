@@ -403,8 +403,9 @@ class PivotRoot(MountOperation):
         kernel.fchdir(self.view.root_fd)
         # put_old on top of the new root: no directory for it is needed
         kernel.pivot_root(".", ".")
-        # nothing that happens to the old root from here on may reach the host
-        kernel.mount_setattr(old, syscalls.AT_RECURSIVE, propagation=syscalls.MS_SLAVE)
+        if self.propagation & syscalls.MS_SHARED:
+            # only then the old root is a peer of the host's, which must not see it go
+            kernel.mount_setattr(old, syscalls.AT_RECURSIVE, propagation=syscalls.MS_SLAVE)
         kernel.fchdir(old)
         kernel.umount2(".", syscalls.MNT_DETACH)
         kernel.close(old)

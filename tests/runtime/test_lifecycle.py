@@ -331,3 +331,50 @@ def test_the_record_holds_what_the_child_did_as_well(bundle: Bundle) -> None:
         assert wanted in calls or (wanted[0], wanted[1].rstrip("3")) in calls, wanted
     starts = [row[5] for row in recorder.records]
     assert all(s > 0 for s in starts)
+
+
+def test_an_overlay_is_mounted_where_the_host_never_sees_it(bundle: Bundle, tmp_path: Path) -> None:
+    layers = tmp_path / "layers"
+    for name in ("upper", "work"):
+        (layers / name).mkdir(parents=True)
+    bundle.rootfs.rename(layers / "lower")
+    bundle.rootfs.mkdir()
+    bundle.spec["root"]["readonly"] = False
+    mounts = [{"type": "overlay", "source": "overlay", "target": "", "options": [
+        "index=off", f"lowerdir={layers}/lower", f"upperdir={layers}/upper",
+        f"workdir={layers}/work"]}]
+    before = Path("/proc/self/mountinfo").read_text()
+    bundle.args("sh", "-c", "echo new > /file; grep ' / ' /proc/mounts")
+    reader, writer = os.pipe()
+    made = api.create(bundle.id, bundle.write(), bundle.root, rootfs_mounts=mounts,
+                      stdio=(-1, writer, writer))
+    os.close(writer)
+    assert Path("/proc/self/mountinfo").read_text() == before
+    made.start()
+    with open(reader, encoding="utf-8") as f:
+        assert f.read().startswith("overlay / overlay rw")
+    os.waitpid(made.pid, 0)
+    made.delete()
+    assert (layers / "upper/file").read_text() == "new\n"
+    assert os.listdir(bundle.rootfs) == []
+
+
+def test_a_user_namespace_with_a_source_it_cannot_reach(bundle: Bundle, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir(mode=0o700)
+    (secret / "file").write_text("seen\n")
+    linux = bundle.spec["linux"]
+    linux["namespaces"].append({"type": "user"})
+    for key in ("uidMappings", "gidMappings"):
+        linux[key] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    bundle.spec["mounts"].append({"destination": "/mnt", "type": "bind", "source": str(secret),
+                                  "options": ["rbind", "ro"]})
+    for name in ("proc", "dev", "sys", "mnt"):
+        (bundle.rootfs / name).mkdir()
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+        if str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    (secret / "file").chmod(0o644)
+    out = bundle.run("sh", "-c", "cat /proc/self/uid_map; ls /mnt; cat /mnt/file; id -u")
+    assert out.split()[:3] == ["0", "100000", "65536"]
+    assert out.splitlines()[-1] == "0"
