@@ -25,6 +25,8 @@ from carrel.oci.image import Descriptor
 
 IMAGE_NAME = "io.containerd.image.name"
 REF_NAME = "org.opencontainers.image.ref.name"
+#: of the refs under which blobs are written; they are never gone on with
+IMPORT_PREFIX = "import-"
 _DOCUMENTS = frozenset(("manifest.json", "index.json", "oci-layout", "repositories"))
 #: of the layout before 1.10; their content is in the configuration too
 _LEGACY = ("/json", "/VERSION")
@@ -36,7 +38,7 @@ def store_blob(content: NamespacedContent, pieces: Iterable[bytes | memoryview],
                expected: str = "", size: int = 0) -> tuple[str, int]:
     """Write a blob; (digest, size).  One that exists is fine, a wrong digest is not."""
     try:
-        writer = content.writer(f"import-{secrets.token_hex(16)}", expected, size)
+        writer = content.writer(f"{IMPORT_PREFIX}{secrets.token_hex(16)}", expected, size)
     except errdefs.AlreadyExists:
         return expected, size
     try:

@@ -47,13 +47,17 @@ class TransferService:
         self._stores = stores
         self._mirrors = mirrors
         self._insecure = insecure
+        self._swept: set[str] = set()   # namespaces that a killed daemon's work was removed from
         self._downloads: Any = None     # made with the first pull: it imports the HTTP client
 
     async def Transfer(self, request: transfer_pb2.TransferRequest, context: Context) -> Empty:
         source_kind, source = _unpack(request.source)
         destination_kind, destination = _unpack(request.destination)
-        async with transfer_work.working(self._stores, context,
-                                         request.options.progress_stream) as work:
+        if context.namespace not in self._swept:
+            self._swept.add(context.namespace)
+            transfer_work.drop_abandoned(self._stores, context.namespace)
+        async with transfer_work.working(self._stores, context, request.options.progress_stream,
+                                         resumable=source_kind == "OCIRegistry") as work:
             match source_kind, destination_kind:
                 case "ImageImportStream", "ImageStore":
                     await _load(work, source, destination)

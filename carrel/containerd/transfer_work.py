@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import os
+import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from carrel import errdefs
 from carrel.containerd import image_tree, images
-from carrel.containerd.archive_import import IMAGE_NAME, REF_NAME
+from carrel.containerd.archive_import import IMAGE_NAME, IMPORT_PREFIX, REF_NAME
 from carrel.containerd.content import ContentStore, NamespacedContent
 from carrel.containerd.images import ImageStore, NamespacedImages
 from carrel.containerd.leases import LeaseStore
@@ -33,6 +34,9 @@ from carrel.proto import platform_pb2, transfer_imagestore_pb2
 from carrel.proto.rpc import Context
 
 _T = TypeVar("_T")
+#: on the leases of work that cannot be taken up again, with the run of the daemon it is of
+_RUN_LABEL = "carrel/transfer.run"
+_RUN = secrets.token_hex(8)
 #: a lease that nobody deletes (we were killed) ends by itself
 _LEASE_HOURS = 24
 
@@ -73,15 +77,21 @@ def platform_of(message: platform_pb2.Platform) -> Platform:
 
 
 @contextlib.asynccontextmanager
-async def working(stores: Stores, context: Context, progress_stream: str,
-                  ) -> AsyncIterator[Work]:
-    """Everything written inside is held by a lease until the end."""
+async def working(stores: Stores, context: Context, progress_stream: str, *,
+                  resumable: bool = False) -> AsyncIterator[Work]:
+    """Everything written inside is held by a lease until the end.
+
+    When we are killed, the lease of ``resumable`` work (a pull) keeps what was received
+    for the next attempt; other work's is dropped by :func:`drop_abandoned`.
+    """
     namespace, lease = context.namespace, context.lease
     made = ""
     if not lease:
         expire = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=_LEASE_HOURS)
-        made = lease = stores.leases.create(namespace, "", {
-            "containerd.io/gc.expire": expire.strftime("%Y-%m-%dT%H:%M:%SZ")}).id
+        labels = {"containerd.io/gc.expire": expire.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        if not resumable:
+            labels[_RUN_LABEL] = _RUN
+        made = lease = stores.leases.create(namespace, "", labels).id
     reporter = Reporter(None)
     try:
         if progress_stream:
@@ -94,6 +104,19 @@ async def working(stores: Stores, context: Context, progress_stream: str,
         if made:
             with contextlib.suppress(errdefs.NotFound):
                 stores.leases.delete(namespace, made)
+
+
+def drop_abandoned(stores: Stores, namespace: str) -> None:
+    """Free what a daemon that was killed left of loads: nothing will go on with it."""
+    for lease in stores.leases.walk(namespace):
+        if lease.labels.get(_RUN_LABEL, _RUN) == _RUN:
+            continue
+        for kind, name in stores.leases.resources(namespace, lease.id):
+            if kind == "ingests" and name.startswith(IMPORT_PREFIX):
+                with contextlib.suppress(errdefs.NotFound):
+                    stores.content.of(namespace).abort(name)
+        with contextlib.suppress(errdefs.NotFound):
+            stores.leases.delete(namespace, lease.id)
 
 
 async def in_thread(function: Callable[..., _T], *arguments: Any,

@@ -287,11 +287,11 @@ class Channel:
         """Send what a client uploads.  The reader may stop early: that is its error to tell."""
         loop = asyncio.get_running_loop()
         connection = await self._accept()
-        try:
-            async for chunk in chunks:
+        async for chunk in chunks:      # an error in here is the client's: it went away
+            try:
                 await loop.sock_sendall(connection, chunk)
-        except (BrokenPipeError, ConnectionResetError):
-            return
+            except (BrokenPipeError, ConnectionResetError):
+                return
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_WR)
 

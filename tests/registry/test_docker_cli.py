@@ -272,6 +272,26 @@ def test_pull_ends_with_its_client(docker: Cli, tmp_path: Path) -> None:
         assert any("Range" in headers for _, _, headers in fake.requests(fake.layer))
 
 
+def test_load_ends_with_its_client(docker: Cli, running: Stack, tmp_path: Path) -> None:
+    image = images.Image([images.layer({"f": os.urandom(4_000_000)})])
+    images.docker_archive(tmp_path / "a.tar", {"half:1": image})
+    data = (tmp_path / "a.tar").read_bytes()
+    client = docker.popen("load", "-q", stdin=subprocess.PIPE)
+    assert client.stdin is not None
+    client.stdin.write(data[:len(data) // 2])
+    client.stdin.flush()
+    time.sleep(0.5)
+    client.kill()
+    client.wait(10)
+    ingest = running.work / "data/containerd/content/ingest"
+    deadline = time.monotonic() + 10
+    while ingest.is_dir() and os.listdir(ingest):
+        assert time.monotonic() < deadline, "the half archive stays"
+        time.sleep(0.05)
+    assert "half:1" not in names(docker)
+    docker.ok("load", "-q", "-i", str(tmp_path / "a.tar"))
+
+
 def test_search_says_that_it_is_missing(docker: Cli) -> None:
     if os.environ.get("CARREL_E2E_ENGINE") == "docker":
         pytest.skip("Docker asks Docker Hub")

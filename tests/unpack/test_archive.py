@@ -150,3 +150,22 @@ async def test_blob_that_does_not_match_its_name(kit: Kit, tmp_path: Path) -> No
         tar.addfile(info, io.BytesIO(b"abc"))
     with pytest.raises(errdefs.InvalidParameter, match="does not match its digest"):
         await kit.load(tmp_path / "a.tar")
+
+
+async def test_what_a_killed_daemon_left_is_freed(kit: Kit, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    from carrel.containerd import transfer_work
+
+    monkeypatch.setattr(transfer_work, "_RUN", "the run that was killed")
+    stores = kit.stores
+    lease = stores.leases.create("test", "", {
+        "carrel/transfer.run": "the run that was killed"}).id
+    writer = stores.content.of("test", lease).writer("import-x")
+    writer.write(b"half")
+    writer.close()
+    other = stores.leases.create("test", "somebody-elses", {}).id
+    monkeypatch.setattr(transfer_work, "_RUN", "this run")
+    images.busybox_archive(tmp_path / "a.tar")
+    await kit.load(tmp_path / "a.tar")
+    assert list(kit.content.statuses()) == []
+    assert [found.id for found in stores.leases.walk("test")] == [other]
