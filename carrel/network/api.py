@@ -177,6 +177,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 1500
     icc: bool = True
     ip_masq: bool = True
+    #: False: no rules at all; published ports go through the relay (--iptables, --ip6tables)
+    iptables: bool = True
+    ip6tables: bool = True
     ip_forward: bool = True
     #: host address for published ports that name none
     default_host_ip: str = ""

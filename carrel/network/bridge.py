@@ -55,12 +55,12 @@ def valid_ifname(name: str) -> bool:
             and not any(c in "/:\"" or c.isspace() or not c.isprintable() for c in name))
 
 
-def bridge_rules(network: Network) -> BridgeRules:
+def bridge_rules(network: Network, *, ip6tables: bool = True) -> BridgeRules:
     wanted = flag(network.spec.options, OPT_MASQUERADE, True)
     subnets = [p.subnet for p in network.pools]
     return BridgeRules(
         bridge=network.bridge, internal=network.spec.internal, masquerade4=wanted,
-        masquerade6=wanted, icc=flag(network.spec.options, OPT_ICC, True),
+        masquerade6=wanted and ip6tables, icc=flag(network.spec.options, OPT_ICC, True),
         subnets4=tuple(s for s in subnets if ":" not in s),
         subnets6=tuple(s for s in subnets if ":" in s))
 

@@ -80,8 +80,9 @@ class Controller:
         await self._thread.run(self._recall_ports)
         await self._thread.run(self._prepare)
         await self._thread.run(self._sweep)
-        self._watch = await self._thread.run(lambda kernel: nftables.watch())
-        asyncio.get_running_loop().add_reader(self._watch, self._rules_changed)
+        if self.config.iptables:
+            self._watch = await self._thread.run(lambda kernel: nftables.watch())
+            asyncio.get_running_loop().add_reader(self._watch, self._rules_changed)
         self._schedule_refill()
 
     def _rules_changed(self) -> None:
@@ -204,8 +205,8 @@ class Controller:
         if any(_routes_ipv6(n) for n in networks):
             self._forward_ipv6()
         self._load_rules(kernel)
-        self._look_at_foreign_rules(kernel)
-        kernel.ruleset.close()
+        if self.config.iptables:
+            self._look_at_foreign_rules(kernel)
         for warning in self.warnings:
             self._report(warning)
 
@@ -216,10 +217,21 @@ class Controller:
                              "(net.ipv6.conf.all.forwarding)")
 
     def _load_rules(self, kernel: Kernel) -> None:
-        described = [bridge.bridge_rules(n) for n in self._networks.bridges()]
+        described = self._described()
         published = [(p.map, p.text.strip("{ }")) for p in kernel.published.values()]
-        kernel.ruleset.run(rules.base(self._sandboxes.table, described, published))
-        kernel.ruleset.close()
+        self._run_rules(kernel, rules.base(self._sandboxes.table, described, published))
+
+    def _described(self) -> list[rules.BridgeRules]:
+        return [bridge.bridge_rules(n, ip6tables=self.config.ip6tables)
+                for n in self._networks.bridges()]
+
+    def _run_rules(self, kernel: Kernel, text: str) -> None:
+        """Changes of our table; the library's memory is given back afterwards."""
+        if self.config.iptables:
+            try:
+                kernel.ruleset.run(text)
+            finally:
+                kernel.ruleset.close()
 
     def _recall_ports(self, kernel: Kernel) -> None:
         """What the last daemon's sandboxes publish goes on working before :meth:`restore`."""
@@ -236,6 +248,8 @@ class Controller:
             text = kernel.ruleset.run(_FORWARD_POLICY)
         except OSError:
             return
+        finally:
+            kernel.ruleset.close()
         if "policy drop" in text:
             self.warnings.append(
                 "WARNING: the iptables chain FORWARD has the policy DROP (Docker sets it): packets "
@@ -267,7 +281,7 @@ class Controller:
     def _take_off(self, kernel: Kernel) -> None:
         """An engine without containers leaves nothing behind when it stops."""
         with contextlib.suppress(OSError):
-            kernel.ruleset.run(rules.remove_table(self._sandboxes.table))
+            self._run_rules(kernel, rules.remove_table(self._sandboxes.table))
         for network in self._networks.bridges():
             with contextlib.suppress(OSError):
                 bridge.remove(kernel, network.bridge, self._owner)
@@ -322,10 +336,9 @@ class Controller:
             if _routes_ipv6(network):
                 self._forward_ipv6()
             table = self._sandboxes.table
-            described = [bridge.bridge_rules(n) for n in self._networks.bridges()]
-            kernel.ruleset.run(rules.add_bridge(table, bridge.bridge_rules(network))
-                               + rules.leave(table, described))
-            kernel.ruleset.close()
+            described = self._described()
+            self._run_rules(kernel, rules.add_bridge(table, bridge.bridge_rules(network))
+                            + rules.leave(table, described))
         except BaseException:
             bridge.remove(kernel, network.bridge, self._owner)
             raise
@@ -347,14 +360,13 @@ class Controller:
             return network
 
     def _unmake_network(self, kernel: Kernel, network: Network) -> None:
-        described = [bridge.bridge_rules(n) for n in self._networks.bridges()]
+        described = self._described()
         table = self._sandboxes.table
         try:
-            kernel.ruleset.run(rules.leave(table, described)
-                               + rules.remove_bridge(table, bridge.bridge_rules(network)))
+            self._run_rules(kernel, rules.leave(table, described)
+                            + rules.remove_bridge(table, bridge.bridge_rules(network)))
         except OSError:  # somebody changed our table by hand: put it right as a whole
             self._load_rules(kernel)
-        kernel.ruleset.close()
         bridge.remove(kernel, network.bridge, self._owner)
 
     def networks(self) -> list[Network]:

@@ -39,7 +39,7 @@ def elements(sandboxes: Sandboxes, sandbox: Sandbox) -> tuple[nftables.Port, ...
             or any(i not in sandboxes.networks for i in places)):
         return ()
     exit_point = endpoints.published_through(places.values(), sandboxes.networks_of(places))
-    return endpoints.map_elements(sandbox.ports, exit_point) if exit_point is not None else ()
+    return sandboxes.map_elements(sandbox.ports, exit_point) if exit_point is not None else ()
 
 
 async def adopt(sandboxes: Sandboxes, sandbox: Sandbox) -> bool:
@@ -79,4 +79,4 @@ def _reserve_again(sandboxes: Sandboxes, live: Live, networks: dict[str, Network
         with contextlib.suppress(errdefs.CarrelError):
             live.reserved += sandboxes.ports.reserve(binding, (binding.host_ip,), sandbox.id,
                                                      optional_v6=False)
-    live.published = endpoints.map_elements(sandbox.ports, exit_point)
+    live.published = sandboxes.map_elements(sandbox.ports, exit_point)

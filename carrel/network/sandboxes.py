@@ -260,7 +260,15 @@ class Sandboxes:
         """The elements of the maps, and the ports as inspect shows them."""
         bindings = tuple(r.binding for r in live.reserved)
         live.sandbox = msgspec.structs.replace(live.sandbox, ports=bindings)
-        live.published = endpoints.map_elements(bindings, exit_point)
+        live.published = self.map_elements(bindings, exit_point)
+
+    def map_elements(self, bindings: tuple[PortBinding, ...],
+                     exit_point: Endpoint) -> tuple[nftables.Port, ...]:
+        """What nftables is to do for published ports; the rest is the relay's."""
+        if not self.config.iptables:
+            return ()
+        found = endpoints.map_elements(bindings, exit_point)
+        return found if self.config.ip6tables else tuple(p for p in found if "6" not in p.map)
 
     def serve(self, live: Live, sockets: _Sockets) -> None:
         """Names, relays and the resolver: what lives in the daemon."""

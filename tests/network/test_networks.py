@@ -415,3 +415,17 @@ async def test_default_subnet(root: str) -> None:
         output = subprocess.run(["ip", "-4", "address", "show", net.network("bridge").bridge],
                                 capture_output=True, text=True, check=True).stdout
         assert "10.44.0.5/24" in output and output.count("inet ") == 1
+
+
+async def test_without_rules(root: str) -> None:
+    """--iptables=false: nothing of ours in nftables, and published ports work all the same."""
+    async with engine(root, iptables=False) as net:
+        await net.create_network(NetworkSpec(name="front"))
+        box = await net.create_sandbox(spec(1, "front", ports=(PortBinding(container_port=80),)))
+        assert subprocess.run(["nft", "list", "ruleset"], capture_output=True,
+                              text=True, check=True).stdout == ""
+        async with server(box.netns_path, "web"):
+            assert (await fetch_here("127.0.0.1", box.ports[0].host_port)).startswith("web")
+            assert (await fetch_here("::1", box.ports[0].host_port)).startswith("web")
+        await net.remove_sandbox(box.id)
+        await net.remove_network("front")
