@@ -167,7 +167,9 @@ def make_network(ctx: EngineContext) -> Any:
         icc=config.icc, ip_masq=config.ip_masq, ip_forward=config.ip_forward,
         default_host_ip=config.ip, userland_proxy=config.userland_proxy, dns=tuple(config.dns),
         dns_search=tuple(config.dns_search), dns_options=tuple(config.dns_options),
-        live_restore=config.live_restore))
+        live_restore=config.live_restore, fixed_cidr=config.fixed_cidr,
+        default_gateway=config.default_gateway, iptables=config.iptables,
+        ip6tables=config.ip6tables), report=log.warning)
 
 
 def _identity(store: Store) -> str:
