@@ -120,6 +120,9 @@ def _create(context: Context, given: Parsed, *, detached: bool,
     bundle = os.path.abspath(given.text("bundle") or ".")
     spec, _ = creation.load_spec(bundle)
     process = spec.get("process") or {}
+    if _listen_fds():
+        process["env"] = [*(process.get("env") or ()), f"LISTEN_FDS={_listen_fds()}",
+                          "LISTEN_PID=1"]
     socket = given.text("console-socket")
     _check_terminal(bool(process.get("terminal")), detached, socket)
     settings = creation.Settings(
@@ -185,13 +188,19 @@ def _check_terminal(terminal: bool, detached: bool, socket: str) -> None:
 
 
 def _preserved(given: Parsed) -> int:
-    count = given.number("preserve-fds")
+    """--preserve-fds, and the sockets of systemd's socket activation before them."""
+    count = given.number("preserve-fds") + _listen_fds()
     for fd in range(3, 3 + count):
         try:
             os.fstat(fd)
         except OSError:
             raise InvalidParameter(f"file descriptor {fd} (preserved) is not open") from None
     return count
+
+
+def _listen_fds() -> int:
+    text = os.environ.get("LISTEN_FDS", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
 
 
 def _renamed(error: BaseException, prefix: str) -> OSError:

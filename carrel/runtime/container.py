@@ -177,6 +177,8 @@ class Container:
         if not self.alive:
             raise Conflict("container not running")
         syscalls.pidfd_send_signal(self.open_pidfd(), signal)
+        if signal == 9 and self._frozen():
+            self.cgroup.thaw()  # with cgroup v1 a frozen process does not even die
 
     def pause(self) -> None:
         status = self.status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -64,6 +65,7 @@ class Context:
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; the exit status."""
+    gc.disable()  # one short command: what it leaves, exit takes
     words = sys.argv[1:] if words is None else words
     program = os.path.basename(sys.argv[0]) or "carrel-runtime"
     try:

@@ -378,3 +378,29 @@ def test_a_user_namespace_with_a_source_it_cannot_reach(bundle: Bundle, tmp_path
     out = bundle.run("sh", "-c", "cat /proc/self/uid_map; ls /mnt; cat /mnt/file; id -u")
     assert out.split()[:3] == ["0", "100000", "65536"]
     assert out.splitlines()[-1] == "0"
+
+
+def test_a_paused_container_dies_of_a_kill(bundle: Bundle) -> None:
+    bundle.args("sleep", "60")
+    made = api.create(bundle.id, bundle.write(), bundle.root, stdio=(-1, -1, -1))
+    made.start()
+    made.pause()
+    assert made.status == "paused"
+    made.kill(signal.SIGKILL)
+    _, status = os.waitpid(made.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -9
+    made.delete()
+
+
+def test_sockets_of_activation_are_passed_on(bundle: Bundle) -> None:
+    bundle.args("sh", "-c", "echo $LISTEN_FDS $LISTEN_PID; cat <&3").write()
+    reader, writer = os.pipe()
+    os.write(writer, b"activated\n")
+    os.close(writer)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec 3</proc/self/fd/{reader}; exec "$@"', "sh",
+         str(BIN / "carrel-runtime"), "--root", bundle.root, "run", bundle.id],
+        cwd=bundle.folder, pass_fds=[reader], capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL, env={**os.environ, "LISTEN_FDS": "1"})
+    os.close(reader)
+    assert done.stdout == "1 1\nactivated\n", done.stderr
