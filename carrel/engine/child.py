@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import sys
@@ -43,11 +44,23 @@ class Child:
                                "carrel-containerd")
         if not os.path.exists(program):
             raise errdefs.SystemFailure(f"{program} is missing", hint="make setup")
-        command = [program, "--address", config.containerd_socket,
-                   "--root", f"{config.data_root}/containerd",
-                   "--state", f"{config.exec_root}/containerd", "--log-level",
-                   "debug" if config.debug else config.log_level]
-        return command
+        return [program, "--address", config.containerd_socket,
+                "--root", f"{config.data_root}/containerd",
+                "--state", f"{config.exec_root}/containerd", "--log-level",
+                "debug" if config.debug else config.log_level,
+                "--config", self._write_settings()]
+
+    def _write_settings(self) -> str:
+        """What has no flag there: which registries are mirrors, and which speak HTTP."""
+        config = self._config
+        path = f"{config.exec_root}/containerd.toml"
+        # a list of strings is written the same in TOML and in JSON
+        text = (f"version = 2\n[registry]\nmirrors = {json.dumps(config.registry_mirrors)}\n"
+                f"insecure = {json.dumps(config.insecure_registries)}\n")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
 
     async def _launch(self) -> None:
         path = f"{self._config.exec_root}/containerd-ready.sock"
