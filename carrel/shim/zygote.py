@@ -53,36 +53,42 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
-    pool = Pool(control)
     ready = select.poll()
     ready.register(control, select.POLLIN)
+    pool = Pool(control, ready)
     try:
         control.send(b'{"op": "ready"}')
         while True:
-            if not ready.poll(None if pool.full else IDLE_MS):
+            found = ready.poll(None if pool.full else IDLE_MS)
+            if not found:
                 pool.add()
-                continue
-            packet = control.recv(PACKET_MAX)
-            if not packet:
-                break
-            # Little more happens here: every page that this process writes to is
-            # one that it no longer shares with its shims.
-            if not pool.give(packet):
-                clone(control, packet)
+            for fd, _events in found:
+                if fd != CONTROL_FD:
+                    pool.answered(fd)
+                    continue
+                packet = control.recv(PACKET_MAX)
+                if not packet:
+                    return 0
+                # Little more happens here: every page that this process writes to
+                # is one that it no longer shares with its shims.
+                if not pool.give(packet):
+                    clone(control, packet)
     except (BrokenPipeError, ConnectionResetError):
-        pass
-    return 0
+        return 0
 
 
 class Pool:
     """Shims that were cloned ahead, while there was nothing to do, and wait for a
     request. They end with the zygote. Without one a start is slower, never wrong."""
 
-    __slots__ = ("_control", "_members")
+    __slots__ = ("_control", "_given", "_members", "_ready")
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, ready: select.poll) -> None:
         self._control = control
+        self._ready = ready
         self._members: list[socket.socket] = []
+        #: requests that were handed over and are not answered yet
+        self._given: dict[int, tuple[socket.socket, bytes]] = {}
 
     @property
     def full(self) -> bool:
@@ -100,12 +106,25 @@ class Pool:
             member = self._members.pop()
             try:
                 member.send(packet)
-                return True
             except OSError:
-                continue  # somebody killed it while it waited
-            finally:
-                member.close()
+                member.close()  # somebody killed it while it waited
+                continue
+            self._given[member.fileno()] = member, packet
+            self._ready.register(member, select.POLLIN)
+            return True
         return False
+
+    def answered(self, fd: int) -> None:
+        """The shim says that it has answered; or it died before it could."""
+        member, packet = self._given.pop(fd)
+        self._ready.unregister(fd)
+        try:
+            done = member.recv(1)
+        except ConnectionResetError:
+            done = b""
+        member.close()
+        if not done:
+            clone(self._control, packet)
 
 
 def clone(control: socket.socket, packet: bytes, own: socket.socket | None = None) -> None:
@@ -153,9 +172,14 @@ def child(control: socket.socket, packet: bytes, own: socket.socket | None) -> N
         if own is not None:
             worker = Worker()
             packet = own.recv(PACKET_MAX)
-            own.close()
         started = start(control, packet) if packet else None
         control.close()
+        if own is not None:
+            try:
+                own.send(b"k")
+            except OSError:
+                pass  # the zygote is gone; the shim lives
+            own.close()
         if started is not None:
             daemon.serve(*started, worker or Worker())
         code = 0

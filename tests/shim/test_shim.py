@@ -624,3 +624,38 @@ def test_a_paused_container_can_be_killed(machine: Machine) -> None:
     shim.client.call("Pause", task.PauseRequest(id="a"))
     shim.kill()
     assert shim.wait() == 137
+
+
+def test_out_of_memory_is_told_before_the_exit(machine: Machine) -> None:
+    shim = machine.start_shim("a", ["sh", "-c", "x=$(yes | head -c 60000000); sleep 10"])
+    config = json.loads((shim.bundle / "config.json").read_text())
+    limit = 8 << 20
+    config["linux"]["resources"] = {"memory": {"limit": limit, "swap": limit}}
+    (shim.bundle / "config.json").write_text(json.dumps(config))
+    shim.create()
+    shim.start()
+    assert shim.wait() == 137
+    machine.sink.wait("/tasks/exit")
+    mine = machine.sink.topics
+    assert mine.index("/tasks/oom") < mine.index("/tasks/exit")
+
+
+def test_a_pool_member_takes_the_next_request(machine: Machine) -> None:
+    """Shims cloned ahead: used when they are there, not missed when they were killed."""
+    def members() -> list[int]:
+        with open(f"/proc/{machine.zygote.pid}/task/{machine.zygote.pid}/children",
+                  encoding="ascii") as file:
+            return [int(pid) for pid in file.read().split()]
+
+    wait_until(lambda: len(members()) == 2)
+    first = members()
+    shim = machine.start_shim("a", ["true"])
+    assert shim.pid in first
+    wait_until(lambda: len([p for p in members() if p != shim.pid]) == 2)
+    for pid in members():
+        if pid != shim.pid:
+            os.kill(pid, signal.SIGKILL)
+    other = machine.start_shim("b", ["true"])
+    other.create()
+    other.start()
+    assert other.wait() == 0

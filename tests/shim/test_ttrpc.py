@@ -297,3 +297,49 @@ def test_timers_run_in_order() -> None:
     loop.run()
     loop.close()
     assert order == ["early", "late"]
+
+
+# ---- events ----------------------------------------------------------------
+
+def test_the_event_queue_is_bounded_and_what_is_lost_is_counted(tmp_path: Path) -> None:
+    from carrel.shim.events import QUEUE_MAX, Publisher
+    from tests.shim.kit import EventSink
+    warnings: list[str] = []
+    loop = poll.Loop()
+    path = str(tmp_path / "events")
+    publisher = Publisher(loop, path, "n", warnings.append)
+    for number in range(QUEUE_MAX + 5):
+        publisher.publish("TaskStart", {"container_id": "c", "pid": number})
+    assert publisher.dropped == len(warnings) == 5
+    sink = EventSink(path)
+    while not publisher.empty:
+        loop.turn()
+    assert [e.pid for _, e in sink.events] == list(range(5, QUEUE_MAX + 5))
+    publisher.close()
+    sink.close()
+    loop.close()
+
+
+def test_events_that_are_refused_are_dropped_in_the_end(tmp_path: Path) -> None:
+    from carrel.shim.events import REFUSALS_MAX, Publisher
+    warnings: list[str] = []
+    loop = poll.Loop()
+    refused: list[object] = []
+
+    def refuse(request: object) -> object:
+        refused.append(request)
+        raise errdefs.NotFound("no such namespace")
+
+    forward = SCHEMAS["ForwardRequest"]
+    server = Server(loop, listen(str(tmp_path / "e")), {
+        "containerd.services.events.ttrpc.v1.Events": {
+            "Forward": (forward, SCHEMAS["Empty"], refuse)}})
+    publisher = Publisher(loop, str(tmp_path / "e"), "n", warnings.append)
+    publisher.publish("TaskOOM", {"container_id": "c"})
+    while not publisher.empty:
+        loop.turn()
+    assert len(refused) == REFUSALS_MAX
+    assert warnings == ["event refused and dropped: no such namespace: not found"]
+    publisher.close()
+    server.close()
+    loop.close()
