@@ -31,8 +31,7 @@ def plan(view: View, destination: str, options: Options,
 class MountCgroups(MountOperation):
     """The hierarchies of the container below one directory.
 
-    With a cgroup namespace of its own they are mounted anew, and its group is
-    the root it sees; without, its own directory is bound.
+    Its group is the root it sees, with and without a cgroup namespace.
     """
 
     __slots__ = ("entries", "options", "private")
@@ -76,7 +75,10 @@ class MountCgroups(MountOperation):
             kernel.symlinkat(name, top, link.removeprefix("name="))
 
     def _hierarchy(self, kernel: Any, entry: dict[str, Any], attributes: int) -> int:
-        if not self.private:
+        # A bind of the group's own directory looks the same inside (the kernel shows
+        # paths relative to the reader's cgroup namespace) at half the calls; in a
+        # user namespace the host's mounts are not ours to bind.
+        if not (self.private and self.view.foreign_sources):
             return self._bound(kernel, entry, attributes)
         if entry["type"] == "cgroup2":
             try:
