@@ -95,7 +95,7 @@ class Remover:
         repository = references.parse(name)
         await self._images.delete_name(name, sync=sync)
         self._deleted.append({"Untagged": familiar})
-        if repository.name in record.sources and not any(
+        if "@" not in name and repository.name in record.sources and not any(
                 references.parse(n.name).name == repository.name and n.name != name
                 for n in self._images.names_of(record.id) if not n.name.startswith(DANGLING)):
             self._deleted.append(

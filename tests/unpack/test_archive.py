@@ -169,3 +169,52 @@ async def test_what_a_killed_daemon_left_is_freed(kit: Kit, tmp_path: Path,
     await kit.load(tmp_path / "a.tar")
     assert list(kit.content.statuses()) == []
     assert [found.id for found in stores.leases.walk("test")] == [other]
+
+
+async def test_old_archive_whose_layers_are_links(kit: Kit, tmp_path: Path) -> None:
+    """Docker before 1.10 linked a layer that two images share, and described it twice."""
+    image = images.busybox()
+    extra = images.layer([images.entry("extra", b"x"), images.entry("etc/.wh.group", b"")])
+    both = images.Image([image.layers[0], extra], image.config)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        def add(name: str, data: bytes = b"", link: str = "") -> None:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if link:
+                info.type, info.linkname = tarfile.SYMTYPE, link
+            tar.addfile(info, io.BytesIO(data))
+
+        add("one/VERSION", b"1.0")
+        add("one/json", b"{}")
+        add("one/layer.tar", image.layers[0])
+        add("two/layer.tar", extra)
+        add("three/layer.tar", link="../one/layer.tar")
+        add(image.id[7:] + ".json", image.configuration)
+        add(both.id[7:] + ".json", both.configuration)
+        add("manifest.json", json.dumps([
+            {"Config": image.id[7:] + ".json", "RepoTags": ["a:1"], "Layers": ["one/layer.tar"]},
+            {"Config": both.id[7:] + ".json", "RepoTags": ["b:1", "c:1"],
+             "Layers": ["three/layer.tar", "two/layer.tar"]}]).encode())
+    await kit.load(tmp_path / "a.tar")
+    assert kit.names() == [f"docker.io/library/{n}:1" for n in "abc"]
+    assert len(kit.chains()) == 2
+    top = kit.layer_path(chain_of(both))
+    assert (top / "extra").read_bytes() == b"x"
+    assert stat.S_ISCHR(os.lstat(top / "etc/group").st_mode)
+
+
+@pytest.mark.parametrize("manifest", [
+    b"{}", b"[5]", b"[{}]", b'[{"Config":"missing.json"}]', b'[{"Config":"../../etc/passwd"}]',
+    b'[{"Config":"c.json","Layers":["nothing"]}]', b'[{"Config":5}]',
+    b'[{"Config":"c.json","RepoTags":["BAD NAME"],"Layers":[]}]', b"[" * 5000,
+], ids=range(9))
+async def test_bad_manifests_of_archives(kit: Kit, tmp_path: Path, manifest: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("c.json", images.busybox().configuration),
+                           ("manifest.json", manifest)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(errdefs.InvalidParameter):
+        await kit.load(tmp_path / "a.tar")
+    assert kit.names() == [] and kit.stores.leases.walk("test") == []
