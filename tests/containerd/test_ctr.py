@@ -80,14 +80,15 @@ def test_run_exec_and_events(server: Daemon, suite: str, tmp_path: Path) -> None
         return server.ctr("run", "--rootfs", "--fifo-dir", server.fifos, "--cgroup",
                           f"{CGROUP}/{name}", *arguments, suite=suite, check=check)
 
-    done = run("a", "--rm", str(rootfs), "a", "/bin/busybox", "echo", "hello")
+    # the sleep: ctr gives up opening its FIFOs when a container ends before it came to it
+    done = run("a", "--rm", str(rootfs), "a", "/bin/busybox", "sh", "-c", "echo hello; sleep 0.3")
     assert done.stdout == "hello\n"
     assert run("b", "--rm", str(rootfs), "b", "/bin/busybox", "sh", "-c", "exit 9",
                check=False).returncode == 9
     run("c", "-d", str(rootfs), "c", "/bin/busybox", "sleep", "100")
     assert "RUNNING" in server.ctr("tasks", "ls", suite=suite).stdout
     done = server.ctr("tasks", "exec", "--exec-id", "e", "--fifo-dir", server.fifos, "c",
-                      "/bin/busybox", "echo", "exec", suite=suite)
+                      "/bin/busybox", "sh", "-c", "echo exec; sleep 0.3", suite=suite)
     assert done.stdout == "exec\n"
     server.ctr("tasks", "pause", "c", suite=suite)
     assert "PAUSED" in server.ctr("tasks", "ls", suite=suite).stdout
@@ -210,7 +211,8 @@ def test_images(server: Daemon, suite: str) -> None:
         assert "complete (2/2)" in ctr("images", "check")
         for runtime in ("io.containerd.carrel.v1", "io.containerd.runc.v2"):
             out = ctr("run", "--rm", "--fifo-dir", server.fifos, "--cgroup", f"{CGROUP}/i",
-                      "--runtime", runtime, name, "i", "echo", "from the image")
+                      "--runtime", runtime, name, "i", "sh", "-c",
+                      "echo from the image; sleep 0.3")
             assert out == "from the image\n"
         ctr("images", "export", *way, f"{server.top}/out.tar", name)
         with tarfile.open(f"{server.top}/out.tar") as made:
