@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -158,6 +160,11 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
+#: told of every unary call of this task: (path, request, start in monotonic ns, failed)
+OBSERVER: ContextVar[Callable[[str, Any, int, bool], None] | None] = ContextVar(
+    "observer", default=None)
+
+
 def _carrel_error(error: GRPCError) -> errdefs.CarrelError:
     kind = errdefs.BY_GRPC_CODE.get(error.status.value, errdefs.SystemFailure)
     return kind(error.message or error.status.name)
@@ -271,6 +278,18 @@ class LocalTransport:
         pass
 
 
+async def _observed(observer: Callable[[str, Any, int, bool], None], path: str, request: Any,
+                    sent: Awaitable[Any]) -> Any:
+    begin = time.monotonic_ns()
+    failed = True
+    try:
+        answer = await sent
+        failed = False
+        return answer
+    finally:
+        observer(path, request, begin, failed)
+
+
 class Service:
     """Client of one service: ``await service.Get(request)``, ``async for x in service.List(r)``."""
 
@@ -290,8 +309,11 @@ class Service:
 
         def call(request: Any, *, lease: str = "", timeout: float | None = None) -> Any:
             metadata = {**base, LEASE_HEADER: lease} if lease else base
-            send = transport.stream if streaming else transport.unary
-            return send(method, request, metadata, timeout)
+            if streaming:
+                return transport.stream(method, request, metadata, timeout)
+            observer = OBSERVER.get()
+            sent = transport.unary(method, request, metadata, timeout)
+            return sent if observer is None else _observed(observer, method.path, request, sent)
 
         setattr(self, name, call)
         return call
