@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from carrel.network import dnswire
@@ -18,6 +19,7 @@ from carrel.network.dnswire import Question
 from carrel.network.networks import Networks
 from carrel.network.zone import Zone, address_of_pointer, folded
 
+Upstream = Callable[[], tuple[str, ...]]
 _BATCH = 64
 _FORWARDS = 512
 _SERVER_SECONDS = 3.0
@@ -33,7 +35,7 @@ class _Served:
     __slots__ = ("internal", "links", "networks", "tasks", "tcp", "udp", "upstream")
 
     def __init__(self, udp: socket.socket, tcp: socket.socket, networks: tuple[str, ...],
-                 upstream: tuple[str, ...], internal: bool, links: dict[str, str]) -> None:
+                 upstream: Upstream, internal: bool, links: dict[str, str]) -> None:
         #: names that only this sandbox uses for others (--link)
         self.links = links
         self.udp = udp
@@ -54,9 +56,10 @@ class Resolver:
         self._under_way = 0
 
     def serve(self, ident: str, sockets: tuple[socket.socket, socket.socket],
-              networks: tuple[str, ...], upstream: tuple[str, ...], *, internal: bool,
+              networks: tuple[str, ...], upstream: Upstream, *, internal: bool,
               links: dict[str, str] | None = None) -> None:
-        """Answer on these sockets, which are ours from now on."""
+        """Answer on these sockets, which are ours from now on. ``upstream`` is asked at each
+        question: the host's servers may change while the container runs."""
         self.stop(ident)
         one = _Served(*sockets, networks, upstream, internal, links or {})
         self._served[ident] = one
@@ -158,7 +161,7 @@ class Resolver:
         """The first answer that one of the servers gives; SERVFAIL when none does."""
         self._under_way += 1
         try:
-            for server in one.upstream[:_SERVERS]:
+            for server in one.upstream()[:_SERVERS]:
                 with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
                     async with asyncio.timeout(_SERVER_SECONDS):
                         exchange = _exchange_tcp if tcp else _exchange_udp

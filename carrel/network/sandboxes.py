@@ -298,9 +298,11 @@ class Sandboxes:
 
     def _serve_resolver(self, sandbox: Sandbox, sockets: tuple[socket.socket, socket.socket],
                         ) -> None:
-        self.resolver.serve(sandbox.id, sockets, tuple(sandbox.endpoints), files.upstream_servers(
-            sandbox.spec, self.config, self.host), internal=self._is_internal(sandbox),
-            links=endpoints.link_names(sandbox.spec))
+        spec, config = sandbox.spec, self.config
+        self.resolver.serve(
+            sandbox.id, sockets, tuple(sandbox.endpoints),
+            lambda: files.upstream_servers(spec, config, files.host_resolver()),
+            internal=self._is_internal(sandbox), links=endpoints.link_names(spec))
 
     def _is_internal(self, sandbox: Sandbox) -> bool:
         """No network of the sandbox leads outside: its questions must not either."""

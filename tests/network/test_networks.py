@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from carrel import errdefs
-from carrel.network import purge, resolver
+from carrel.network import files, purge, resolver
 from carrel.network.api import AddressPool, Config, EndpointSpec, NetworkSpec, PortBinding
 from carrel.network.controller import Controller
 from tests.network.support import (
@@ -136,6 +136,26 @@ async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[bytes]
         loop.remove_reader(udp)
         udp.close()
         serving.close()
+
+
+async def test_host_resolver_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = tmp_path / "resolv.conf"
+    host.write_text("nameserver 192.0.2.1\n")
+    monkeypatch.setattr(files, "HOST_RESOLV_CONF", str(host))
+    asked: list[str] = []
+
+    async def exchange(server: str, data: bytes, question: object) -> bytes:
+        asked.append(server)
+        return data
+
+    monkeypatch.setattr(resolver, "_exchange_udp", exchange)
+    async with engine(str(tmp_path / "exec")) as net:
+        await net.create_network(NetworkSpec(name="front"))
+        box = await net.create_sandbox(spec(1, "front"))
+        await resolve(box.netns_path, "example.org")
+        host.write_text("nameserver 192.0.2.22\n")
+        await resolve(box.netns_path, "example.org")
+    assert asked == ["192.0.2.1", "192.0.2.22"]
 
 
 async def test_other_names_are_asked_outside(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
