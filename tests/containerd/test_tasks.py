@@ -43,6 +43,7 @@ from tests.containerd.harness import (
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
 RUNC, CARREL = "io.containerd.runc.v2", "io.containerd.carrel.v1"
+COLD = str(REPOSITORY / ".venv" / "bin" / "containerd-shim-carrel-v1")
 CGROUP = "/carrel-test-containerd"
 
 
@@ -52,8 +53,8 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-#: ... and that of containerd 1.6
-EVERY_SHIM = pytest.mark.parametrize("kind", ["carrel", "sid", "bookworm"])
+#: ... and that of containerd 1.6, and ours from its program, as without a zygote
+EVERY_SHIM = pytest.mark.parametrize("kind", ["carrel", "cold", "sid", "bookworm"])
 
 
 def path_with(suite: str, directory: Path) -> str:
@@ -76,12 +77,12 @@ async def _remove_all(server: Daemon) -> None:
 @pytest.fixture
 def server(kind: str, tmp_path: Path, leak_check: None) -> Iterator[Daemon]:
     path = ""
-    if kind != "carrel":
+    if kind in ("sid", "bookworm"):
         directory = tmp_path / "bin"
         directory.mkdir()
         path = path_with(kind, directory)
     with daemon(path=path) as made:
-        made.runtime = CARREL if kind == "carrel" else RUNC
+        made.runtime = {"carrel": CARREL, "cold": COLD}.get(kind, RUNC)
         yield made
         asyncio.run(_remove_all(made))
 
