@@ -8,14 +8,14 @@ from here.  docs/ARCHITECTURE.md describes the URI and the attach protocol.
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import struct
 
 from carrel.errdefs import InvalidParameter
+from carrel.oci import json
 from carrel.shim import loop as poll
 from carrel.shim.jsonlog import JsonLog
+from carrel.shim.sockets import Socket
 from carrel.shim.stdio import Stdio, Streams, split_uri
 from carrel.shim.streams import STDERR, STDIN, STDOUT, Sink, Writer
 from carrel.shim.ttrpc import listen
@@ -66,7 +66,7 @@ class CaptureSink(Sink):
 class AttachClient:
     """One connection to the attach socket."""
 
-    def __init__(self, streams: CaptureStreams, connection: socket.socket) -> None:
+    def __init__(self, streams: CaptureStreams, connection: Socket) -> None:
         connection.setblocking(False)
         self._streams = streams
         self._socket = connection
@@ -116,8 +116,8 @@ class AttachClient:
         try:
             wants = json.loads(line)
             if not isinstance(wants, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
+                raise InvalidParameter("not an object")
+        except InvalidParameter as error:
             self._refuse(f"the first line is not JSON: {error}")
             return False
         self._wants = {name: bool(wants.get(name)) for name in ("stdin", "stdout", "stderr")}
@@ -199,7 +199,7 @@ class CaptureStreams(Streams):
         self.stdin: Writer | None = None
         self._ended = False
         self._pending: list[AttachClient] = []
-        self._listener: socket.socket | None = None
+        self._listener: Socket | None = None
         self.sink = CaptureSink(_open_log(options, self._warn))
         self._sinks.append(self.sink)
 
@@ -237,7 +237,7 @@ class CaptureStreams(Streams):
         if self._listener is None:
             return
         try:
-            connection, _ = self._listener.accept()
+            connection = self._listener.accept()
         except BlockingIOError:
             return
         except OSError:

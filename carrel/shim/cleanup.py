@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 
 from carrel.errdefs import CarrelError
+from carrel.oci import json
 from carrel.shim import rootfs
 from carrel.shim.events import timestamp
 from carrel.shim.loop import Loop, run
@@ -43,11 +43,11 @@ def clean_up(namespace: str, identity: str, bundle: str) -> bytes:
 def _read_record(bundle: str) -> Message | None:
     try:
         with open(os.path.join(bundle, RECORD), encoding="utf-8") as file:
-            found = json.load(file)
+            found = json.loads(file.read(), RECORD)
     except FileNotFoundError:
         return None  # the shim died before Create
-    except ValueError as error:
-        _warn(f"{RECORD}: {error}")
+    except CarrelError as error:
+        _warn(str(error))
         return None
     return found if isinstance(found, dict) else None
 

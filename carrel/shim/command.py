@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import socket
 
 from carrel.errdefs import InvalidParameter, NotFound, SystemFailure
+from carrel.oci import json
 from carrel.shim import metrics, rootfs
 from carrel.shim.driver import Driver, Made
+from carrel.shim.sockets import receive_descriptors, unix
 from carrel.shim.stdio import spawn
 
 TYPE_CHECKING = False
@@ -69,7 +69,7 @@ class Command(Driver):
         pid_file = os.path.join(self._bundle, f"{exec_id}.pid")
         spec = os.path.join(self._bundle, f"{exec_id}.process.json")
         with open(spec, "x", encoding="utf-8", opener=_private) as file:
-            json.dump(process, file)
+            file.write(json.dumps(process))
         arguments = ["exec", "--process", spec, "--pid-file", pid_file, "--detach"]
         try:
             return (yield from self._make("exec", arguments, [self._id], pid_file, terminal,
@@ -109,7 +109,7 @@ class Command(Driver):
         text = yield from self._run("ps", ["ps", "--format", "json", self._id])
         try:
             return [int(pid) for pid in json.loads(text) or []]
-        except ValueError as error:
+        except (InvalidParameter, ValueError, TypeError) as error:
             raise SystemFailure(f"{self._binary} ps: not a list of pids: {text[:200]!r}"
                                 ) from error
 
@@ -205,7 +205,7 @@ class Command(Driver):
         for line in reversed(lines):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except InvalidParameter:
                 continue
             if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
                 return str(entry.get("msg", "")).strip()
@@ -220,7 +220,7 @@ class ConsoleSocket:
         self._directory = os.path.join(base, f"carrel-pty-{os.getpid()}-{number}")
         os.mkdir(self._directory, 0o700)  # fails if somebody else made it
         self.path = os.path.join(self._directory, "s")
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = unix()
         try:
             self._socket.bind(self.path)
             self._socket.listen(1)
@@ -232,18 +232,17 @@ class ConsoleSocket:
     def receive(self) -> int:
         """The master; the runtime has sent it before it ended."""
         try:
-            connection, _ = self._socket.accept()
+            connection = self._socket.accept()
         except BlockingIOError:
             raise SystemFailure("failed to retrieve console master: "
                                 "the runtime did not send it") from None
         with connection:
             connection.settimeout(5)
-            _, fds, _, _ = socket.recv_fds(connection, 4096, 4)
+            _, fds = receive_descriptors(connection, 4096)
         if len(fds) != 1:
             for fd in fds:
                 os.close(fd)
             raise SystemFailure(f"failed to retrieve console master: got {len(fds)} descriptors")
-        os.set_inheritable(fds[0], False)
         return fds[0]
 
     def close(self) -> None:
@@ -285,8 +284,8 @@ def _shares_pids(bundle: str) -> bool:
     """Has the container no pid namespace of its own?"""
     try:
         with open(os.path.join(bundle, "config.json"), "rb") as file:
-            spec = json.load(file)
+            spec = json.loads(file.read())
         namespaces = (spec.get("linux") or {}).get("namespaces") or []
         return not any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, InvalidParameter, AttributeError):
         return False  # the runtime will say what is wrong with it

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import os
-import signal
 
 from carrel.errdefs import AlreadyExists, Conflict, InvalidParameter, NotFound
+from carrel.oci import json
 from carrel.shim.events import timestamp
 from carrel.shim.oom import OomWatch
 from carrel.shim.process import Process
@@ -272,10 +272,7 @@ def json_of(value: Message | None, what: str) -> dict[str, Any]:
     """The JSON object that travels inside an Any."""
     if value is None or not value["value"]:
         raise InvalidParameter(f"no {what} given")
-    try:
-        found = json.loads(value["value"])
-    except (ValueError, RecursionError) as error:
-        raise InvalidParameter(f"{what} is not JSON: {error}") from error
+    found = json.loads(value["value"], what)
     if not isinstance(found, dict):
         raise InvalidParameter(f"{what} is not a JSON object")
     return found

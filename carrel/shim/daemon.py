@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import os
-import signal
 
 from carrel.kernel import syscalls as k
 from carrel.shim.log import Log
 from carrel.shim.loop import Loop
 from carrel.shim.service import Shim
+from carrel.shim.sockets import Socket
 from carrel.shim.ttrpc import listen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from types import FrameType
 
     from carrel.shim.worker import Worker
@@ -51,7 +51,7 @@ def socket_path(address: str, namespace: str, identity: str, directory: str = ""
     raise AssertionError("the last place is short enough")
 
 
-def open_listener(config: Config) -> socket.socket:
+def open_listener(config: Config) -> Socket:
     """Listen, and note the address in the bundle for a containerd that restarts."""
     try:
         listener = listen(config.socket)
@@ -78,7 +78,7 @@ def write_file(path: str, text: str) -> None:
     os.rename(temporary, path)
 
 
-def serve(config: Config, listener: socket.socket, worker: Worker | None = None) -> None:
+def serve(config: Config, listener: Socket, worker: Worker | None = None) -> None:
     """Be the shim. Returns after Shutdown."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # a handler and not SIG_IGN: that one would be inherited by programs we start

@@ -7,11 +7,11 @@ requests of one connection side by side and could swap them.
 from __future__ import annotations
 
 import errno
-import socket
 import time
 
 from carrel.shim import loop as poll
 from carrel.shim.schema import SCHEMAS
+from carrel.shim.sockets import Socket, unix
 from carrel.shim.ttrpc import HEADER, MESSAGE_MAX, REQUEST, frame
 from carrel.shim.wire import WireError, decode, encode
 
@@ -48,7 +48,7 @@ class Publisher:
         self._namespace = namespace
         self._warn = warn
         self._queue: list[bytes] = []
-        self._socket: socket.socket | None = None
+        self._socket: Socket | None = None
         self._in = bytearray()
         self._stream = 1
         self._waiting = False
@@ -96,9 +96,9 @@ class Publisher:
         self._waiting = True
         self._timer = self._loop.call_later(REPLY_SECONDS, self._timed_out)
 
-    def _connect(self) -> socket.socket:
+    def _connect(self) -> Socket:
         if self._socket is None:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection = unix()
             try:
                 connection.setblocking(False)
                 connection.connect(self._path)

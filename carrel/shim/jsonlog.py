@@ -10,10 +10,12 @@ entry and the beginning of the next.
 from __future__ import annotations
 
 import codecs
-import json
 import os
 import time
-from json.encoder import encode_basestring as _escape
+from _json import encode_basestring as _escape
+
+from carrel.errdefs import InvalidParameter
+from carrel.oci import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,8 +51,12 @@ class JsonLog:
         self._warn = warn
         self._max = max_size
         self._files = max(1, max_files)
-        self._attrs = f',"attrs":{json.dumps(json.loads(attrs), separators=(",", ":"))}' \
-            if attrs else ""
+        self._attrs = ""
+        if attrs:
+            found = json.loads(attrs, "log attributes")
+            if not isinstance(found, dict):
+                raise InvalidParameter("log attributes are not an object")
+            self._attrs = f',"attrs":{json.dumps(found)}'
         self._partial = {1: b"", 2: b""}
         self._second = -1
         self._stamp = ""

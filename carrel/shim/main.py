@@ -131,7 +131,7 @@ def start(flags: Flags) -> int:
         sys.stdout.buffer.write(answer)
     elif os.environ.get("MAX_SHIM_VERSION", "").isdigit() \
             and int(os.environ["MAX_SHIM_VERSION"]) >= 3:
-        import json
+        from carrel.oci import json
         sys.stdout.write(json.dumps(
             {"version": 3, "address": config.address, "protocol": "ttrpc"}))
     else:
@@ -144,11 +144,11 @@ def start(flags: Flags) -> int:
 
 def detach(config: object, listener: object) -> None:
     """Fork twice; the grandchild serves and belongs to nobody."""
-    import socket
 
     from carrel.shim import daemon
+    from carrel.shim.sockets import Socket
     assert isinstance(config, daemon.Config)
-    assert isinstance(listener, socket.socket)
+    assert isinstance(listener, Socket)
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -223,8 +223,7 @@ def info() -> int:
 def runtime_features(binary: str) -> bytes:
     """The runtime's features document; empty if it knows no such command."""
     if not binary:
-        import json
-
+        from carrel.oci import json
         from carrel.runtime.features import features
         return json.dumps(features()).encode()
     from carrel.shim.command import find_program

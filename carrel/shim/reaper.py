@@ -7,8 +7,8 @@ somebody else's.
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import os
-import signal
 
 from carrel.shim import loop as poll
 

@@ -8,9 +8,8 @@ containerd to a shim in itself: requests over a socket pair, answered by errors.
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import os
-import signal
-import socket
 
 from carrel.shim.events import Publisher
 from carrel.shim.jsonlog import JsonLog
@@ -19,6 +18,7 @@ from carrel.shim.loop import Loop
 from carrel.shim.process import Process
 from carrel.shim.schema import SCHEMAS
 from carrel.shim.service import SERVICES, Shim
+from carrel.shim.sockets import unix
 from carrel.shim.stdio import Stdio, split_uri
 from carrel.shim.ttrpc import REQUEST, frame
 from carrel.shim.wire import encode
@@ -49,11 +49,11 @@ def rehearse() -> None:
 
 def _one_life() -> None:
     loop = Loop()
-    listener = socket.socket(socket.AF_UNIX)
+    listener = unix()
     listener.bind("")  # an abstract name that the kernel picks; nobody is told it
     listener.listen(1)
     shim = Shim(loop, listener, "rehearsal", "", Log("/dev/null", "rehearsal"))
-    client = socket.socket(socket.AF_UNIX)
+    client = unix()
     try:
         client.connect(listener.getsockname())
         loop.turn()

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from carrel.errdefs import AlreadyExists, InvalidParameter, NotFound, NotImplementedYet
+from carrel.oci import json
 from carrel.shim import loop as poll
 from carrel.shim import metrics
 from carrel.shim.container import Container, json_of
 from carrel.shim.events import Publisher, timestamp
 from carrel.shim.reaper import Reaper
 from carrel.shim.schema import SCHEMAS
+from carrel.shim.sockets import Socket
 from carrel.shim.ttrpc import Server
 from carrel.shim.wire import decode, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
     from typing import Any
 
@@ -38,7 +38,7 @@ FAREWELL_SECONDS = 3.0
 class Shim:
     """The program's state: loop, children, events, containers (nearly always one)."""
 
-    def __init__(self, loop: poll.Loop, listener: socket.socket, namespace: str, publish: str,
+    def __init__(self, loop: poll.Loop, listener: Socket, namespace: str, publish: str,
                  log: Log, worker: Worker | None = None) -> None:
         self.loop = loop
         self.namespace = namespace

@@ -8,12 +8,12 @@ no streaming method).  An error is a ``google.rpc.Status`` in the response.
 from __future__ import annotations
 
 import os
-import socket
 import struct
 
 from carrel import errdefs
 from carrel.shim import loop as poll
 from carrel.shim.schema import SCHEMAS
+from carrel.shim.sockets import Socket, unix
 from carrel.shim.wire import WireError, decode, encode
 
 TYPE_CHECKING = False
@@ -64,7 +64,7 @@ def frame(stream: int, kind: int, payload: bytes) -> bytes:
 class Server:
     """Listens, and owns its connections."""
 
-    def __init__(self, loop: poll.Loop, listener: socket.socket,
+    def __init__(self, loop: poll.Loop, listener: Socket,
                  services: dict[str, Methods]) -> None:
         self.loop = loop
         self.services = services
@@ -75,7 +75,7 @@ class Server:
 
     def _accept(self, _events: int) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection = self._listener.accept()
         except BlockingIOError:
             return
         except OSError:
@@ -108,7 +108,7 @@ class Connection:
 
     __slots__ = ("_in", "_last", "_out", "_server", "_skip", "_socket", "_writing")
 
-    def __init__(self, server: Server, connection: socket.socket) -> None:
+    def __init__(self, server: Server, connection: Socket) -> None:
         self._server = server
         self._socket = connection
         self._in = bytearray()
@@ -243,10 +243,10 @@ class Connection:
         self._server.connections.discard(self)
 
 
-def listen(path: str) -> socket.socket:
+def listen(path: str) -> Socket:
     """A listening socket on a path, mode 0600 from its first moment; a dead
     one's file is replaced, a live one's is an error."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener = unix()
     try:
         umask = os.umask(0o177)
         try:
@@ -267,7 +267,7 @@ def listen(path: str) -> socket.socket:
 
 
 def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with unix() as probe:
         try:
             probe.connect(path)
         except OSError:

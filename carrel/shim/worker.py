@@ -14,16 +14,16 @@ the worker is gone, and its pages with it.  An exec has a worker of its own.
 
 from __future__ import annotations
 
-import json
+import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import os
-import signal
-import socket
 
 from carrel import errdefs
 from carrel.kernel import syscalls as k
+from carrel.oci import json
 from carrel.runtime import api
 from carrel.runtime.create import Settings
 from carrel.shim import loop as poll
+from carrel.shim.sockets import Socket, pair, receive_descriptors, send_descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Worker:
     __slots__ = ("_loop", "_socket", "pid")
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = pair()
         pid, pidfd = k.clone(0)
         if pid == 0:
             _work(theirs)
@@ -54,22 +54,20 @@ class Worker:
     def ask(self, loop: poll.Loop, request: Answer, fds: tuple[int, ...] = ()) -> poll.Work:
         """Gives the answer and the descriptors that came with it; its error is raised."""
         answered = poll.Later()
-        socket.send_fds(self._socket, [json.dumps(request).encode()], list(fds))
+        send_descriptors(self._socket, json.dumps(request).encode(), list(fds))
         loop.add(self._socket.fileno(), poll.IN, answered.resolve)
         try:
             yield answered
         finally:
             loop.remove(self._socket.fileno())
-        packet, got, _, _ = socket.recv_fds(self._socket, ANSWER_MAX, 1)
-        for fd in got:
-            os.set_inheritable(fd, False)
+        packet, got = receive_descriptors(self._socket, ANSWER_MAX, 1)
         if not packet:
             raise errdefs.SystemFailure("the shim's worker died")
         answer: Answer = json.loads(packet)
         if "error" in answer:
             kind = getattr(errdefs, answer["error"]["kind"], errdefs.SystemFailure)
             raise kind(answer["error"]["text"])
-        return answer, list(got)
+        return answer, got
 
     def dismiss(self) -> None:
         self._socket.close()
@@ -87,7 +85,7 @@ def clone_sibling(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     return k.clone(flags | k.CLONE_PARENT, cgroup_fd)
 
 
-def _work(control: socket.socket) -> NoReturn:
+def _work(control: Socket) -> NoReturn:
     code = 1
     try:
         number = control.fileno()
@@ -97,7 +95,7 @@ def _work(control: socket.socket) -> NoReturn:
         signal.set_wakeup_fd(-1)  # the shim's, and closed just now
         made: api.Container | None = None
         while True:
-            packet, fds, _, _ = socket.recv_fds(control, PACKET_MAX, 3)
+            packet, fds = receive_descriptors(control, PACKET_MAX, 3)
             if not packet:
                 break
             console: list[int] = []
@@ -119,7 +117,7 @@ def _work(control: socket.socket) -> NoReturn:
                 answer = {"error": {"kind": kind, "text": api.message(error)}}
             for fd in fds:
                 os.close(fd)
-            socket.send_fds(control, [json.dumps(answer).encode()], console)
+            send_descriptors(control, json.dumps(answer).encode(), console)
         code = 0
     finally:
         os._exit(code)

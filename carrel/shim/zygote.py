@@ -15,17 +15,17 @@ when the socket does; the shims, in sessions of their own, do not.
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import gc
-import json
 import os
 import select
-import signal
-import socket
 
 from carrel import runtime
 from carrel.kernel import cgroup
 from carrel.kernel import syscalls as k
+from carrel.oci import json
 from carrel.shim import daemon
+from carrel.shim.sockets import Socket, pair
 from carrel.shim.worker import Worker
 
 TYPE_CHECKING = False
@@ -42,11 +42,11 @@ IDLE_MS = 20
 def main() -> int:
     k.close_range(CONTROL_FD + 1, 0xFFFFFFFF)
     try:
-        control = socket.socket(fileno=CONTROL_FD)
+        control = Socket(fileno=CONTROL_FD)
     except OSError as error:
         os.write(2, f"zygote: descriptor 3 is not a socket: {error.strerror}\n".encode())
         return 1
-    control.set_inheritable(False)
+    os.set_inheritable(CONTROL_FD, False)
     warm()
     # children are adopted by whoever reaps after us; here they just must not pile up
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -83,19 +83,19 @@ class Pool:
 
     __slots__ = ("_control", "_given", "_members", "_ready")
 
-    def __init__(self, control: socket.socket, ready: select.poll) -> None:
+    def __init__(self, control: Socket, ready: select.poll) -> None:
         self._control = control
         self._ready = ready
-        self._members: list[socket.socket] = []
+        self._members: list[Socket] = []
         #: requests that were handed over and are not answered yet
-        self._given: dict[int, tuple[socket.socket, bytes]] = {}
+        self._given: dict[int, tuple[Socket, bytes]] = {}
 
     @property
     def full(self) -> bool:
         return len(self._members) >= POOL_SIZE
 
     def add(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = pair()
         clone(self._control, b"", theirs)
         theirs.close()
         self._members.append(ours)
@@ -127,7 +127,7 @@ class Pool:
             clone(self._control, packet)
 
 
-def clone(control: socket.socket, packet: bytes, own: socket.socket | None = None) -> None:
+def clone(control: Socket, packet: bytes, own: Socket | None = None) -> None:
     pid, pidfd = k.clone(0)
     if pid == 0:
         child(control, packet, own)
@@ -157,7 +157,7 @@ def warm() -> None:
             '"socket": "/s", "publish": "/p", "debug": false}')).address})
 
 
-def child(control: socket.socket, packet: bytes, own: socket.socket | None) -> NoReturn:
+def child(control: Socket, packet: bytes, own: Socket | None) -> NoReturn:
     """The life of one shim, from the request to its end.
 
     A raw clone and not ``os.fork``, whose at-fork handlers cost half a
@@ -187,12 +187,12 @@ def child(control: socket.socket, packet: bytes, own: socket.socket | None) -> N
         os._exit(code)
 
 
-def start(control: socket.socket,
-          packet: bytes) -> tuple[daemon.Config, socket.socket] | None:
+def start(control: Socket,
+          packet: bytes) -> tuple[daemon.Config, Socket] | None:
     """Answer the request; None when it failed, and then nothing is left of it."""
     seq: object = None
     config: daemon.Config | None = None
-    listener: socket.socket | None = None
+    listener: Socket | None = None
     try:
         request = json.loads(packet)
         seq = request["seq"]
