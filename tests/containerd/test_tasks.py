@@ -419,12 +419,15 @@ async def test_many_at_once(server: Daemon, rootfs: Path) -> None:
     assert bundles(server) == []
 
 
-@pytest.mark.parametrize("kind", ["carrel"])
-async def test_embedded_layer_runs_tasks(kind: str, rootfs: Path, leak_check: None) -> None:
-    """The same through LocalTransport, as the engine may have it in its own process."""
+@pytest.mark.parametrize("zygote", [COLD, ""])
+async def test_embedded_layer_runs_tasks(zygote: str, rootfs: Path, leak_check: None,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same through LocalTransport, as the engine may have it in its own process;
+    without a zygote the program is started instead."""
+    monkeypatch.setenv("PATH", f"{os.path.dirname(COLD)}:{os.environ['PATH']}")
     top = tempfile.mkdtemp(prefix="ctd-", dir="/tmp")
     services = service.build(f"{top}/root", f"{top}/state", address=f"{top}/c.sock",
-                             zygote=str(REPOSITORY / ".venv/bin/containerd-shim-carrel-v1"))
+                             zygote=zygote)
     await services.start()
     try:
         clients = Clients(rpc.LocalTransport(services.servicers()), "default")
