@@ -186,8 +186,6 @@ def plan_mount(view: View, entry: Spec, index: int, spaces: Namespaces,
         import carrel.runtime.copyup  # noqa: F401  (the child can import nothing any more)
     late = bool(parsed.attr_set & syscalls.MOUNT_ATTR_RDONLY) and (
         kind == "tmpfs" or destination.rstrip("/") == "/dev")
-    if kind == "mqueue" and not (spaces.made | 0) & syscalls.CLONE_NEWUSER:
-        parsed.data = [d for d in parsed.data if not d.startswith(("uid=", "gid="))]
     return [mounts.Mount(view, destination, kind, entry.get("source") or "", parsed,
                          read_only_late=late)]
 
