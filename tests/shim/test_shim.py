@@ -570,7 +570,8 @@ def test_an_idle_shim_is_small(machine: Machine) -> None:
     for shim in shims:
         with open(f"/proc/{shim.pid}/smaps_rollup", encoding="ascii") as file:
             sizes += [int(line.split()[1]) for line in file if line.startswith("Pss:")]
-    assert sorted(sizes)[len(sizes) // 2] < 4700  # the peers' shim; the aim is a third of it
+    # 4,700 is the peers' shim; measured here: 2,400, of which 1,900 are its own pages
+    assert sorted(sizes)[len(sizes) // 2] < 3300
 
 
 def test_many_connections_at_once(machine: Machine) -> None:
