@@ -189,7 +189,9 @@ async def _make(manager: Manager, name: str, record: Record,
         with ctx.store.transaction():
             ctx.store.take("container", record.name, record.id)
             manager.save(container)
-        container.mounts_cache = await preparing
+        # answered while the layer still works; whoever needs the snapshot waits for it,
+        # and a failure is told by the start, which tries once more
+        container.preparing = preparing
         undo.pop_all()
     manager.add(container)
     ctx.events.publish("container", "create", record.id, container.attributes())

@@ -186,8 +186,19 @@ class Manager:
         return io_folder(self.ctx.config.exec_root, container.id)
 
     async def snapshot_mounts(self, container: Container) -> list[Any]:
+        preparing = container.preparing
+        if preparing:
+            outcome = (await asyncio.gather(preparing, return_exceptions=True))[0]
+            container.preparing = None
+            if not isinstance(outcome, BaseException):
+                container.mounts_cache = outcome
         if container.mounts_cache is None:
-            container.mounts_cache = await self.tasks.mounts(container.id)
+            try:
+                container.mounts_cache = await self.tasks.mounts(container.id)
+            except errdefs.NotFound:
+                # never made (the daemon died), or the attempt at creation failed
+                container.mounts_cache = await self.tasks.prepare(container.id,
+                                                                  container.record.chain_id)
         return container.mounts_cache
 
     def shm_source(self, container: Container, undo: contextlib.AsyncExitStack) -> str:

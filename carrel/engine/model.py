@@ -101,6 +101,7 @@ class Container:
         self.record = record
         self.lock = asyncio.Lock()
         self.mounts_cache: list[Any] | None = None     # rootfs mounts of the snapshot
+        self.preparing: asyncio.Future[list[Any]] | None = None  # the snapshot, being made
         self.spec_written = b""                        # what the container record holds
         self.task_dirty = False                        # a task exists and must be deleted
         self.waiters: dict[str, list[asyncio.Future[tuple[int, str]]]] = {}

@@ -76,6 +76,8 @@ def _announce(manager: Manager, container: Container) -> None:
 async def _clean(manager: Manager, container: Container, volumes: list[str]) -> None:
     had_task = container.cleanup is None  # otherwise the end of the run deleted it
     await finish.settled(container)
+    if container.preparing:
+        await asyncio.gather(container.preparing, return_exceptions=True)
     await clean_disk(manager, container.id, volumes, task=had_task)
 
 
