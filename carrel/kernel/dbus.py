@@ -163,11 +163,12 @@ class Connection:
             self._socket.settimeout(timeout)
             self._socket.connect(path)
             identity = str(os.geteuid()).encode().hex()
-            self._socket.sendall(b"\0AUTH EXTERNAL " + identity.encode() + b"\r\n")
+            # BEGIN at once: systemd does not look for a message that arrives in
+            # one piece with it, so the first one must wait until it has been read.
+            self._socket.sendall(b"\0AUTH EXTERNAL " + identity.encode() + b"\r\nBEGIN\r\n")
             answer = self._socket.recv(512)
             if not answer.startswith(b"OK "):
                 raise Unavailable(f"systemd refused the connection: {answer[:80]!r}")
-            self._socket.sendall(b"BEGIN\r\n")
         except OSError as error:
             self._socket.close()
             raise Unavailable(f"cannot reach systemd at {path}: {error.strerror}",
