@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     #: a piece of work that may wait: yields what it waits for, gets its value back
     Work = Generator["Later", Any, Any]
 
+#: how long a descriptor is left alone whose handler failed
+FAILED_REST_SECONDS = 1.0
+
 IN, OUT, HUP, ERR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP, select.EPOLLERR
 
 
@@ -163,8 +166,8 @@ class Loop:
         """One round: wait, handle events, then timers, then what was put off."""
         for fd, events in self._epoll.poll(self._timeout(), 64):
             handler = self._handlers.get(fd)
-            if handler is not None:
-                self._guard(handler, events)
+            if handler is not None and not self._guard(handler, events):
+                self._rest(fd, handler)
         if self._timers:
             now = monotonic()
             due = [t for t in self._timers if t.when <= now or t.callback is None]
@@ -184,7 +187,7 @@ class Loop:
         live = [t.when for t in self._timers if t.callback is not None]
         return max(0.0, min(live) - monotonic()) if live else -1.0
 
-    def _guard(self, callback: Callable[..., None], *args: object) -> None:
+    def _guard(self, callback: Callable[..., None], *args: object) -> bool:
         """An error in one handler is reported; it does not end the container's parent."""
         try:
             callback(*args)
@@ -192,6 +195,18 @@ class Loop:
             if self.on_error is None:
                 raise
             self.on_error(error)
+            return False
+        return True
+
+    def _rest(self, fd: int, handler: Callable[[int], None]) -> None:
+        """Its event is still there: without a pause the loop would only serve this one."""
+        if self._handlers.get(fd) is handler:
+            self._epoll.modify(fd, 0)
+            self.call_later(FAILED_REST_SECONDS, lambda: self._again(fd, handler))
+
+    def _again(self, fd: int, handler: Callable[[int], None]) -> None:
+        if self._handlers.get(fd) is handler:
+            self._epoll.modify(fd, IN)
 
     def close(self) -> None:
         self._epoll.close()

@@ -196,8 +196,8 @@ class Pump:
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno != errno.EIO:  # EIO: the last process left the terminal
-                raise
+            if error.errno != errno.EIO and self._loop.on_error is not None:
+                self._loop.on_error(error)  # EIO: the last process left the terminal
             data = b""
         if not data:
             self.stop()

@@ -203,7 +203,8 @@ def test_pause_resume_update_pids_stats(machine: Machine) -> None:
     assert sample["pids"] == {"current": 1, "limit": 77}
     usage = sample["memory"]["usage"]
     assert (usage["usage"] if version == "v1" else usage) > 0
-    assert {"/tasks/paused", "/tasks/resumed"} <= set(machine.sink.topics)
+    machine.sink.wait("/tasks/paused")
+    machine.sink.wait("/tasks/resumed")
 
 
 # ---- exec ------------------------------------------------------------------
@@ -222,7 +223,7 @@ def test_exec(machine: Machine) -> None:
     assert shim.delete("e1").exit_status == 3
     with pytest.raises(RpcError, match="does not exist e1"):
         shim.state("e1")
-    wait_until(lambda: "/tasks/exit" in machine.sink.topics)
+    machine.sink.wait("/tasks/exit")
     assert machine.sink.topics[2:] == ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
     assert machine.sink.wait("/tasks/exit").pid == pid
     shim.exec("e2", ["/nothing"])

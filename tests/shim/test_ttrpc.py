@@ -343,3 +343,22 @@ def test_events_that_are_refused_are_dropped_in_the_end(tmp_path: Path) -> None:
     publisher.close()
     server.close()
     loop.close()
+
+
+def test_a_handler_that_fails_is_not_called_without_end() -> None:
+    loop = poll.Loop()
+    errors: list[Exception] = []
+    loop.on_error = errors.append
+    reader, writer = os.pipe()
+    os.write(writer, b"x")
+
+    def broken(_events: int) -> None:
+        raise ValueError("always")
+
+    loop.add(reader, poll.IN, broken)
+    loop.call_later(0.1, loop.stop)
+    loop.run()
+    assert len(errors) == 1
+    loop.close()
+    os.close(reader)
+    os.close(writer)
