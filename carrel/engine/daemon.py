@@ -162,7 +162,8 @@ def make_network(ctx: EngineContext) -> Any:
 
     config = ctx.config
     return Controller(config.exec_root, ctx.store, NetworkConfig(
-        bip=config.bip, bridge=config.bridge or "carrel0", mtu=config.mtu or 1500,
+        bip=config.bip, bridge=config.bridge,
+        mtu=config.mtu or 1500,
         address_pools=tuple((p["base"], p["size"]) for p in config.default_address_pools),
         icc=config.icc, ip_masq=config.ip_masq, ip_forward=config.ip_forward,
         default_host_ip=config.ip, userland_proxy=config.userland_proxy, dns=tuple(config.dns),

@@ -34,6 +34,9 @@ def main() -> int:
     except OSError as error:
         print(f"carreld: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        log.error(f"internal error: {error!r}", error)
+        return 1
 
 
 @contextlib.contextmanager
