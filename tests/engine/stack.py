@@ -149,3 +149,7 @@ def clean(stack: Stack) -> None:
             stack.docker("rm", "-f", *ids, check=False)
     stack.stop()
     shutil.rmtree(stack.exec_root, ignore_errors=True)
+    parent = f"carrel-test-{stack.exec_root.name[3:]}"
+    for path in (*Path("/sys/fs/cgroup").glob(f"*/{parent}"), Path("/sys/fs/cgroup") / parent):
+        with contextlib.suppress(OSError):
+            path.rmdir()
