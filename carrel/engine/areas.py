@@ -7,6 +7,7 @@ from types import ModuleType
 
 NAMES = (
     "routes_system", "routes_containers", "routes_streams", "routes_exec", "routes_archive",
+    "routes_explain",
     "routes_images", "routes_networks", "routes_volumes", "routes_swarm",
 )
 

@@ -15,6 +15,7 @@ import msgspec
 from carrel.engine.config import Config
 from carrel.engine.containerd import Client
 from carrel.engine.events import EventBus
+from carrel.engine.explain import Traces
 from carrel.engine.store import Store
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class EngineContext:
         self.store = store
         self.containerd = containerd
         self.events = events
+        self.traces = Traces()
         self.id = ""                        # the daemon's identity, kept in the store
         self._tasks: set[asyncio.Task[Any]] = set()
 

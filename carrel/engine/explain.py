@@ -12,16 +12,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from carrel.engine.config import Config
 from carrel.kernel import record
 from carrel.proto import rpc
 
 #: in the spec of a container whose runtime shall keep its record
 ANNOTATION = "io.carrel.explain"
+HEADER = "X-Carrel-Explain"
 #: where the shim writes it, in the bundle
 FILE = "explain.jsonl"
 #: traces that are kept after their start
@@ -97,6 +99,12 @@ class Trace:
                           for n, title in enumerate(STEPS, 1)], "dropped": self.dropped}
 
 
+def path_of(config: Config, container_id: str) -> str:
+    """Where the shim of our own containerd layer leaves the record of a start."""
+    return (f"{config.exec_root}/containerd/io.containerd.runtime.v2.task/"
+            f"{config.containerd_namespace}/{container_id}/{FILE}")
+
+
 def _printable(value: object) -> object:
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -106,6 +114,11 @@ def _printable(value: object) -> object:
 
 
 CURRENT: ContextVar[Trace | None] = ContextVar("explain", default=None)
+
+
+def asked(headers: Mapping[str, str]) -> Trace | None:
+    """A new trace, if the client wants one."""
+    return Trace() if headers.get(HEADER) == "1" else None
 
 
 class Traces:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from carrel import errdefs
 from carrel.engine import create as creating
+from carrel.engine import explain, jsonio, remove, start, stop, timefmt, top, update
 from carrel.engine import filters as filtering
 from carrel.engine import inspect as views
-from carrel.engine import jsonio, remove, start, stop, timefmt, top, update
 from carrel.engine.context import EngineContext
 from carrel.engine.model import Container
 
@@ -96,9 +97,14 @@ class _Area:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await jsonio.read_object(request)
-        container, warnings = await creating.create(
-            self.manager, request.query.get("name", ""), body,
-            request.query.get("platform", ""))
+        trace, begin = explain.asked(request.headers), time.monotonic_ns()
+        with explain.tracing(trace):
+            container, warnings = await creating.create(
+                self.manager, request.query.get("name", ""), body,
+                request.query.get("platform", ""))
+        if trace is not None:
+            trace.note(1, "POST /containers/create", (body.get("Image"),), begin, container.id)
+            self.manager.ctx.traces.keep(container.id, trace)
         return jsonio.response({"Id": container.id, "Warnings": warnings}, 201)
 
     async def inspect(self, request: web.Request) -> web.Response:
@@ -107,7 +113,16 @@ class _Area:
         return jsonio.response(views.inspect(self.manager, container, size))
 
     async def start(self, request: web.Request) -> web.Response:
-        await start.start(self.manager, self.find(request))
+        container = self.find(request)
+        if explain.asked(request.headers) is None:
+            await start.start(self.manager, container)
+            return _no_content()
+        traces, begin = self.manager.ctx.traces, time.monotonic_ns()
+        trace = traces.find(container.id) or explain.Trace()
+        traces.keep(container.id, trace)
+        with explain.tracing(trace):
+            await start.start(self.manager, container)
+        trace.note(1, "POST /containers/start", (container.id,), begin)
         return _no_content()
 
     async def stop(self, request: web.Request) -> web.Response:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
-from carrel.engine import layers
+from carrel.engine import explain, layers
 from carrel.engine.model import Container
 from carrel.engine.spec import linux, mounts, process, user
 from carrel.kernel import capability
@@ -100,6 +100,8 @@ async def build(manager: Manager, container: Container, sandbox: Sandbox | None,
             spec["domainname"] = config["Domainname"]
     if host["Annotations"]:
         spec["annotations"] = dict(host["Annotations"])
+    if explain.CURRENT.get() is not None:
+        spec.setdefault("annotations", {})[explain.ANNOTATION] = "1"
     return spec
 
 

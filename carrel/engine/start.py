@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from carrel import errdefs
 from carrel.engine import (
     create,
+    explain,
     finish,
     jsonlog,
     layers,
@@ -120,6 +121,9 @@ async def _run(manager: Manager, container: Container, stdio: Stdio, mounts: lis
         for session in pending:
             await stdio.attach(session)
         await manager.tasks.start(container.id)
+        trace = explain.CURRENT.get()
+        if trace is not None:
+            trace.read(explain.path_of(manager.ctx.config, container.id))
     except errdefs.CarrelError as error:
         raise runtime_error(error, container.record.path) from error
     return pid
@@ -203,7 +207,8 @@ async def _sandbox(manager: Manager, container: Container, undo: contextlib.Asyn
         spec = msgspec.structs.replace(spec, mode="none", endpoints=(), ports=())
     if spec.ports or any(e.ipv4 or e.ipv6 for e in spec.endpoints):
         await manager.network_released()
-    sandbox = await manager.ctx.network.create_sandbox(spec)
+    with explain.kernel_calls(7):
+        sandbox = await manager.ctx.network.create_sandbox(spec)
     undo.push_async_callback(manager.ctx.network.remove_sandbox, container.id)
     return sandbox
 

@@ -6,8 +6,9 @@ import os
 
 from carrel.errdefs import CarrelError, Conflict, NotFound, SystemFailure
 from carrel.runtime import api
+from carrel.shim import explain
 from carrel.shim.driver import Driver, Made
-from carrel.shim.worker import Worker, make_settings, shares_pids
+from carrel.shim.worker import Worker, make_settings, read_config, shares_pids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class InProcess(Driver):
 
     def _create_here(self, mounts: list[Message], terminal: bool,
                      child: tuple[int, int, int] | None) -> Made:
+        explain.begin(read_config(self._bundle))
         made = api.create(self._id, self._bundle, self._root, stdio=child, terminal=terminal,
                           rootfs_mounts=mounts or None, settings=make_settings(self._settings))
         self._container = made
@@ -114,6 +116,7 @@ class InProcess(Driver):
                 self._dismiss()
             else:
                 self.container.start()
+                explain.save(self._bundle)
         except Exception as error:
             raise self._failed("start", error) from error
 

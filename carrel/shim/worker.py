@@ -22,6 +22,7 @@ from carrel.kernel import syscalls as k
 from carrel.oci import json
 from carrel.runtime import api
 from carrel.runtime.create import Settings
+from carrel.shim import explain
 from carrel.shim import loop as poll
 from carrel.shim.sockets import Socket, pair, receive_descriptors, send_descriptors
 
@@ -104,6 +105,7 @@ def _work(control: Socket) -> NoReturn:
                 if request["op"] == "start":
                     assert made is not None
                     made.start()
+                    explain.save(made.bundle)
                     answer: Answer = {}
                 elif request["op"] == "exec":
                     answer, console = _exec(request, fds)
@@ -129,8 +131,10 @@ def make_settings(values: dict[str, bool]) -> Settings:
 
 
 def _create(request: Answer, fds: list[int]) -> tuple[Answer, api.Container | None]:
-    if needs_parent(request["bundle"]):
+    config = read_config(request["bundle"])
+    if needs_parent(config):
         return {"unsuitable": True}, None
+    explain.begin(config)
     try:
         made = api.create(
             request["id"], request["bundle"], request["root"],
@@ -144,12 +148,16 @@ def _create(request: Answer, fds: list[int]) -> tuple[Answer, api.Container | No
             "shares_pids": shares_pids(made.spec)}, made
 
 
-def needs_parent(bundle: str) -> bool:
+def read_config(bundle: str) -> bytes:
+    """The text of config.json."""
+    with open(os.path.join(bundle, "config.json"), "rb", buffering=0) as file:
+        return file.read() or b""
+
+
+def needs_parent(text: bytes) -> bool:
     """User namespaces and mapped mounts are made with helper processes, which only
     the container's parent can have. (Looked up in the text: parsing is the
     runtime's, and takes a tenth of a start.)"""
-    with open(os.path.join(bundle, "config.json"), "rb", buffering=0) as file:
-        text = file.read() or b""
     if b"uidMappings" in text:
         return True
     for blank in (b" ", b"\n", b"\t", b"\r"):
