@@ -121,10 +121,12 @@ class TaskManager:
             if there == namespace:
                 yield task
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        task.add_done_callback(_report)
+        return task
 
     # --- create ---
 
@@ -140,15 +142,16 @@ class TaskManager:
         self._making.add(key)
         try:
             self._make_bundle(bundle)
-            try:
-                await self._create(task, container, request)
-            except BaseException:
-                # also when the client went away: nothing may be left behind
-                await asyncio.shield(self._undo(task))
-                raise
-            self._tasks[key] = task
-        finally:
-            self._making.discard(key)
+            await self._create(task, container, request)
+        except BaseException:
+            # also when the client went away: nothing may be left behind.  The id stays taken
+            # until all is undone, however often the client's call is cancelled meanwhile
+            undoing = self._spawn(self._undo(task))
+            undoing.add_done_callback(lambda _: self._making.discard(key))
+            await asyncio.wait([undoing])
+            raise
+        self._tasks[key] = task
+        self._making.discard(key)
         return task
 
     def _make_bundle(self, bundle: Bundle) -> None:
@@ -402,6 +405,12 @@ class TaskManager:
         for task in self._tasks.values():
             task.close()
         self._tasks.clear()
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.error("cleaning up after a task: %s", error, exc_info=error)
 
 
 def _nothing() -> None:

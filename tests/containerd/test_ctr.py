@@ -18,13 +18,19 @@ import pytest
 from carrel.containerd.events import pack_event
 from carrel.proto import events_pb2, task_events_pb2
 from tests.containerd.harness import PROGRAM, Daemon, daemon, present, wait_for
-from tests.containerd.test_tasks import CGROUP, cgroups_are_plain, path_with
+from tests.containerd.test_tasks import CGROUP, cgroups_are_plain, path_with, remove_cgroups
 from tests.images import busybox_archive
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
 HELLO = b"hello\n"
 DIGEST = "sha256:" + hashlib.sha256(HELLO).hexdigest()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cgroup_parent() -> Iterator[None]:
+    yield
+    remove_cgroups()
 
 
 @pytest.fixture(params=["sid", "bookworm"])
