@@ -220,6 +220,9 @@ def _renamed(error: BaseException, prefix: str) -> OSError:
 def run_exec(context: Context, given: Parsed) -> int:
     try:
         found = containers.load(given.rest[0], context.root)
+        if "CAP_SYS_PTRACE" in json.dumps(found.spec):
+            from carrel.kernel import seal
+            seal.ensure()
         try:
             return _exec(given, found, given.flag("detach"))
         finally:

@@ -81,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
         if "info" in flags.switches:
             return info()
         if flags.action == "zygote":
+            from carrel.kernel import seal
+            seal.ensure()
             from carrel.shim import zygote
             return zygote.main()
         if not flags["namespace"]:
