@@ -19,6 +19,7 @@ from errno import EINVAL, ENOSYS
 
 from carrel.errdefs import InvalidParameter
 from carrel.kernel import libc, record
+from carrel.oci import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def check(spec: Spec) -> None:
 _memory: dict[bytes, bytes] = {}
 _MEMORY_LIMIT = 64
 #: changes when the code that makes filters does
-_GENERATION = b"carrel-seccomp-2"
+_GENERATION = b"carrel-seccomp-3"
 
 
 def compile(spec: Spec, cache_dir: str | None = None) -> bytes:
@@ -171,10 +172,9 @@ def compile(spec: Spec, cache_dir: str | None = None) -> bytes:
 
 
 def _key(spec: Spec) -> bytes:
-    from json import dumps  # the runtime has it loaded: it read config.json
-    relevant = {k: spec.get(k) for k in ("defaultAction", "defaultErrnoRet", "architectures",
-                                         "syscalls")}
-    text = dumps(relevant, sort_keys=True, separators=(",", ":")).encode()
+    # Unsorted: another order of the same rules is compiled once more, that is all.
+    text = json.dumps([spec.get(k) for k in ("defaultAction", "defaultErrnoRet",
+                                             "architectures", "syscalls")]).encode()
     return blake2b(text, digest_size=20, key=_GENERATION, salt=_library_identity()[:16]).digest()
 
 
