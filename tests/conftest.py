@@ -26,6 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
+def pytest_sessionfinish() -> None:
+    """Cgroups outlive processes and namespaces: none of ours may stay."""
+    if os.geteuid() == 0:
+        kept = leakcheck.sweep_cgroups()
+        if kept:
+            print(f"\ncgroups that could not be removed: {kept}")
+
+
 @pytest.fixture
 def leak_check() -> Iterator[None]:
     """After the test the machine is as it was before: mounts, links, cgroups,

@@ -12,8 +12,16 @@ import time
 from dataclasses import dataclass, field
 
 CGROUP_ROOT = "/sys/fs/cgroup"
-#: first path element of the cgroups that the tests may create
-CGROUP_PREFIX = "carrel-test"
+#: Cgroups are the machine's: each test session has a name of its own there, so that two at
+#: once do not see each other.  In the environment, because test processes start more of them.
+SESSION = os.environ.setdefault("CARREL_TEST_SESSION", str(os.getpid()))
+#: how the first path element of every cgroup of this session begins
+CGROUP_PREFIX = f"carrel-test-{SESSION}-"
+
+
+def cgroup_parent(area: str) -> str:
+    """The cgroup below which one area of the tests makes its own, as a path: ``/...-area``."""
+    return f"/{CGROUP_PREFIX}{area}"
 
 
 @dataclass
@@ -40,20 +48,45 @@ def _links() -> frozenset[str]:
     return frozenset(names.difference(pairs)) | {f"veth {n}" for n in range(1, len(pairs) + 1)}
 
 
-def _cgroups(prefix: str) -> frozenset[str]:
-    found: set[str] = set()
+def _cgroup_tops(prefix: str) -> list[str]:
+    """The folders of the first level whose names begin so, in every hierarchy."""
     hierarchies = [CGROUP_ROOT]
     if not os.path.exists(f"{CGROUP_ROOT}/cgroup.controllers"):
         hierarchies = [f"{CGROUP_ROOT}/{h}" for h in os.listdir(CGROUP_ROOT)]
+    found: list[str] = []
     for hierarchy in hierarchies:
         try:
-            tops = [d for d in os.listdir(hierarchy) if d.startswith(prefix)]
+            found += [f"{hierarchy}/{d}" for d in os.listdir(hierarchy) if d.startswith(prefix)]
         except OSError:
             continue
-        for top in tops:
-            for base, dirs, _ in os.walk(f"{hierarchy}/{top}"):
-                found.update(os.path.join(base, d) for d in dirs)
+    return found
+
+
+def _cgroups(prefix: str) -> frozenset[str]:
+    found: set[str] = set()
+    for top in _cgroup_tops(prefix):
+        for base, dirs, _ in os.walk(top):
+            found.update(os.path.join(base, d) for d in dirs)
     return frozenset(found)
+
+
+def sweep_cgroups() -> list[str]:
+    """Take off the cgroup parents of this session, and of sessions whose process is gone;
+    what could not be removed of our own (something still runs in it)."""
+    kept: list[str] = []
+    for top in _cgroup_tops("carrel-test"):
+        name = os.path.basename(top)
+        owner = name.removeprefix("carrel-test-").partition("-")[0]
+        ours = name.startswith(CGROUP_PREFIX)
+        if not ours and (not owner.isdigit() or os.path.exists(f"/proc/{owner}")):
+            continue
+        for base, _, _ in os.walk(top, topdown=False):
+            try:
+                os.rmdir(base)
+            except OSError:
+                if ours:
+                    kept.append(base)
+    return kept
 
 
 def _processes() -> frozenset[str]:
@@ -81,7 +114,26 @@ def _processes() -> frozenset[str]:
     while walk:
         ancestors.add(walk)
         walk = parents.get(walk, 0)
-    return frozenset(f"{pid} {names[pid]}" for pid in inside if pid not in ancestors)
+    found = [pid for pid in inside if pid not in ancestors]
+    waiting = [pid for pid in found if _is_waiting_shim(pid, parents[pid])]
+    # the shims that a zygote made ahead come and go: how many there are is what counts
+    return frozenset(f"{pid} {names[pid]}" for pid in found if pid not in waiting) | {
+        f"ready-made shim {n}" for n in range(1, len(waiting) + 1)}
+
+
+def _is_waiting_shim(pid: int, parent: int) -> bool:
+    """A clone of a zygote (or the worker of such a one) that no container has yet:
+    a shim that has one works in its bundle's folder."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as f:
+            if not f.read().endswith(b"\0zygote\0"):
+                return False
+        with open(f"/proc/{parent}/cmdline", "rb") as f:
+            if not f.read().endswith(b"\0zygote\0"):
+                return False
+        return os.readlink(f"/proc/{pid}/cwd") == os.readlink(f"/proc/{parent}/cwd")
+    except OSError:
+        return False
 
 
 def _rules() -> frozenset[str]:

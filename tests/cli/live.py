@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.leakcheck import cgroup_parent
+
 ROOT = Path(__file__).resolve().parents[2]
 CARREL = str(ROOT / ".venv" / "bin" / "carrel")
 BUSYBOX = "/bin/busybox"
 IMAGE = "busybox:latest"
-CGROUP_PARENT = "carrel-test-cli"
+CGROUP_PARENT = cgroup_parent("cli").strip("/")
 
 
 class Live:

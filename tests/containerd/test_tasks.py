@@ -39,13 +39,14 @@ from tests.containerd.harness import (
     peers,
     refused,
 )
+from tests.leakcheck import cgroup_parent
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
 RUNC, CARREL = "io.containerd.runc.v2", "io.containerd.carrel.v1"
 COLD = str(REPOSITORY / ".venv" / "bin" / "containerd-shim-carrel-v1")
 #: cgroups are the machine's: two runs at once must not meet
-CGROUP = f"/carrel-test-containerd-{os.getpid()}"
+CGROUP = cgroup_parent("containerd")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,15 +9,20 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import images, leakcheck
-from tests.e2e.engine import BIN, CGROUP_PARENT, Cli, Stack, peers
+from tests.e2e.engine import BIN, Cli, OverContainerd, Stack, peers
 
-CGROUPS = CGROUP_PARENT.strip("/")
+ORIGINAL = os.environ.get("CARREL_E2E_ENGINE") == "docker"
+KINDS: dict[str, Callable[[Path], Stack]] = {
+    "grpc": Stack,
+    "embedded": lambda work: Stack(work, "--containerd=embedded"),
+    "containerd-2.1": OverContainerd,
+}
 DOCKER_NEW = ("docker-28.5", lambda: str(peers("sid") / "usr/bin/docker"))
 DOCKER_OLD = ("docker-20.10", lambda: str(peers("bookworm") / "usr/bin/docker"))
 CARREL = ("carrel", lambda: str(BIN / "carrel"))
@@ -31,15 +36,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.peers)
 
 
-@pytest.fixture(scope="session", params=["grpc"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test runs over carrel-containerd; those marked ``transports`` also with the
+    containerd layer inside carreld, and over a real containerd with its own shim."""
+    if "stack" in metafunc.fixturenames:
+        marked = metafunc.definition.get_closest_marker("transports")
+        kinds = [*KINDS] if marked and not ORIGINAL else [*KINDS][:1]
+        metafunc.parametrize("stack", kinds, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
           ) -> Iterator[Stack]:
     """One engine for the session; at its end nothing of it may be left."""
     if os.geteuid():
         pytest.skip("needs root")
-    before = leakcheck.take(cgroups=CGROUPS)
+    before = leakcheck.take()
     work = tmp_path_factory.mktemp("stack")
-    running = Stack(work)
+    running = KINDS[request.param](work)
     running.start()
     try:
         archive = work / "busybox.tar"
@@ -48,7 +62,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield running
     finally:
         running.stop()
-    leaks = leakcheck.wait_until_clean(before, 15, CGROUPS)
+    leaks = leakcheck.wait_until_clean(before, 15)
     assert not leaks, f"the engine left behind: {leaks}"
 
 
@@ -65,7 +79,7 @@ def cli(request: pytest.FixtureRequest, stack: Stack) -> Iterator[Cli]:
 
 
 def _clean(stack: Stack, client: Cli) -> Iterator[Cli]:
-    before = leakcheck.take(cgroups=CGROUPS)
+    before = leakcheck.take()
     yield client
     left = client.ok("ps", "-aq").split()
     if left:
@@ -73,7 +87,7 @@ def _clean(stack: Stack, client: Cli) -> Iterator[Cli]:
     # carreld keeps a few ready-made things (pools): they are its own, not the test's
     deadline = time.monotonic() + 10
     while True:
-        leaks = leakcheck.take(cgroups=CGROUPS).difference(before)
+        leaks = leakcheck.take().difference(before)
         leaks = {kind: kept for kind, found in leaks.items()
                  if (kept := [f for f in found if not stack.is_pool(f)])}
         if not leaks or time.monotonic() > deadline:

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.leakcheck import cgroup_parent
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = ROOT / ".venv" / "bin"
-CGROUP_PARENT = f"/carrel-test-e2e-{os.getpid()}"
-#: the links of ready-made network namespaces (carrel.network.pool keeps at most so many)
-POOL_LINKS = {f"veth {n}" for n in range(1, 9)}
+CGROUP_PARENT = cgroup_parent("e2e")
+#: what is made ahead, and how much of it at most: the links of network namespaces
+#: (carrel.network.pool), shims and their workers (carrel.shim.zygote)
+READY_MADE = {*(f"veth {n}" for n in range(1, 9)), *(f"ready-made shim {n}" for n in range(1, 5))}
 
 
 def peers(suite: str) -> Path:
@@ -137,4 +140,47 @@ class Stack:
 
     def is_pool(self, fact: str) -> bool:
         """Is this one of the bounded, ready-made things that the engine keeps?"""
-        return "pool" in fact or fact in POOL_LINKS
+        return "pool" in fact or fact in READY_MADE
+
+
+class OverContainerd(Stack):
+    """carreld over a containerd 2.1 with io.containerd.runc.v2 and runc, none of them ours."""
+
+    def __init__(self, work: Path, *flags: str) -> None:
+        self.socket = work / "c.sock"
+        super().__init__(work, "--containerd", str(self.socket), *flags)
+        self.containerd: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        programs = self.work / "bin"
+        programs.mkdir(exist_ok=True)
+        sid = peers("sid") / "usr/bin"
+        for name, path in (("containerd-shim-runc-v2", sid / "containerd-shim-runc-v2"),
+                           ("runc", peers("bookworm") / "usr/sbin/runc")):
+            if not (programs / name).exists():
+                (programs / name).symlink_to(path)
+        config = self.work / "containerd.toml"
+        config.write_text(f"""version = 2
+root = "{self.work}/c-root"
+state = "{self.work}/c-state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images",
+  "io.containerd.cri.v1.runtime"]
+[grpc]
+address = "{self.socket}"
+""")
+        with (self.work / "containerd.log").open("ab") as log:
+            self.containerd = subprocess.Popen(
+                [str(sid / "containerd"), "--config", str(config)], stdout=log, stderr=log,
+                env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"})
+        deadline = time.monotonic() + 20
+        while not self.socket.exists():
+            assert self.containerd.poll() is None, (self.work / "containerd.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        super().start()
+
+    def stop(self) -> None:
+        super().stop()
+        assert self.containerd is not None
+        self.containerd.terminate()
+        self.containerd.wait(20)

@@ -10,15 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests import images, leakcheck
-from tests.e2e.engine import BIN, CGROUP_PARENT, Stack
+from tests.e2e.engine import BIN, Stack
 
 
 @pytest.fixture
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack of its own for each test: it will be broken on purpose, and still
     leaves nothing behind."""
-    cgroups = CGROUP_PARENT.strip("/")
-    before = leakcheck.take(cgroups=cgroups)
+    before = leakcheck.take()
     running = Stack(tmp_path_factory.mktemp("own"))
     running.start()
     archive = running.work / "busybox.tar"
@@ -28,7 +27,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
     finally:
         running.stop()
-    leaks = leakcheck.wait_until_clean(before, 10, cgroups)
+    leaks = leakcheck.wait_until_clean(before, 10)
     assert not leaks, f"left behind: {leaks}"
 
 

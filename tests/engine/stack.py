@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from tests import images
+from tests.leakcheck import cgroup_parent
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CARRELD = ROOT / ".venv" / "bin" / "carreld"
@@ -117,7 +118,7 @@ def start_stack(tmp_path: Path, *, load: bool = True, **flags: str | bool | list
     Sockets have short paths only, so the exec root is a folder of its own in /run.
     """
     exec_root = Path(tempfile.mkdtemp(prefix="ct-", dir="/run"))
-    options = {"cgroup_parent": f"/carrel-test-{exec_root.name[3:]}", "debug": True, **flags}
+    options = {"cgroup_parent": cgroup_parent(exec_root.name), "debug": True, **flags}
     words: list[str] = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
@@ -149,7 +150,7 @@ def clean(stack: Stack) -> None:
             stack.docker("rm", "-f", *ids, check=False)
     stack.stop()
     shutil.rmtree(stack.exec_root, ignore_errors=True)
-    parent = f"carrel-test-{stack.exec_root.name[3:]}"
+    parent = cgroup_parent(stack.exec_root.name).strip("/")
     for path in (*Path("/sys/fs/cgroup").glob(f"*/{parent}"), Path("/sys/fs/cgroup") / parent):
         with contextlib.suppress(OSError):
             path.rmdir()

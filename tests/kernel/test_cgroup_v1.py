@@ -14,13 +14,14 @@ import pytest
 
 from carrel.errdefs import Conflict, InvalidParameter
 from carrel.kernel import cgroup, record
+from tests.leakcheck import cgroup_parent
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.path.exists("/sys/fs/cgroup/cgroup.controllers"),
                        reason="this machine has cgroup v2 only"),
 ]
-PARENT = f"/carrel-test-v1-{os.getpid()}"
+PARENT = cgroup_parent("v1")
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 from carrel.errdefs import Conflict
 from carrel.kernel import cgroup, ebpf
 from carrel.kernel.cgroup_v2 import ManagerV2
+from tests.leakcheck import cgroup_parent
 
 ROOT = next((p for p in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
              if os.path.exists(f"{p}/cgroup.controllers")), "")
-PARENT = f"/carrel-test-v2-{os.getpid()}"
+PARENT = cgroup_parent("v2")
 pytestmark = [pytest.mark.root, pytest.mark.vm,
               pytest.mark.skipif(not ROOT, reason="no cgroup v2 hierarchy is mounted")]
 

@@ -15,8 +15,9 @@ import pytest
 
 from carrel.runtime import template
 from tests.conftest import BIN
+from tests.leakcheck import cgroup_parent
 
-CGROUP_PARENT = "/carrel-test-runtime"
+CGROUP_PARENT = cgroup_parent("runtime")
 APPLETS = ("cat", "echo", "env", "false", "grep", "head", "hostname", "id", "ls", "mount", "ps",
            "readlink", "sh", "sleep", "stat", "stty", "test", "touch", "true", "tty", "umount",
            "wc", "yes")

@@ -24,10 +24,11 @@ from google.protobuf.message import Message
 
 from carrel.proto import shim_v2_pb2 as task
 from carrel.proto import task_events_pb2, ttrpc_events_pb2
+from tests.leakcheck import cgroup_parent
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEADER = struct.Struct(">IIBB")
-CGROUP_PARENT = "/carrel-test-shim"
+CGROUP_PARENT = cgroup_parent("shim")
 _pool = descriptor_pool.DescriptorPool()
 
 

@@ -94,6 +94,7 @@ def main() -> int:
             print(f"of the {len(expected)} that Docker passes: {len(expected) - len(missing)}")
             print("\n".join(f"  not here: {name}" for name in missing))
     finally:
+        (work.parent / "docker-py-suite-engine.log").write_text(stack.log())
         if stack.process is not None and stack.process.poll() is not None:
             print(f"the engine ended by itself: {stack.log()[-3000:]}")
         else:
