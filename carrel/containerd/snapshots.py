@@ -22,6 +22,8 @@ from carrel.containerd.overlay import ACTIVE, COMMITTED, VIEW, Directories
 from carrel.proto import mount_pb2, snapshot_events_pb2
 
 NAME = "overlayfs"
+#: containerd's mark of a snapshot that a layer is unpacked into; its value is the chain ID
+LAYER_LABEL = "containerd.io/snapshot.ref"
 _COLUMNS = "key, parent, kind, created, updated, labels, id, parent_id, size, inodes"
 _KINDS = {VIEW: "view", ACTIVE: "active", COMMITTED: "committed"}
 
@@ -137,7 +139,7 @@ class NamespacedSnapshots:
             if self.lease:
                 add_resource(db, self.namespace, self.lease, f"snapshots/{NAME}", key)
             parents = self._snapshotter.chain(parent_id)
-            self._make_directories(number, kind, parent_id, parent)
+            self._make_directories(number, kind, parent_id, parent, LAYER_LABEL in labels)
         self._tell("/snapshot/prepare", snapshot_events_pb2.SnapshotPrepare(
             key=key, parent=parent, snapshotter=NAME))
         return self._directories.mounts(number, kind, parents)
@@ -153,13 +155,14 @@ class NamespacedSnapshots:
             raise errdefs.InvalidParameter(f'parent "{parent}" is not committed snapshot')
         return info.id
 
-    def _make_directories(self, number: int, kind: int, parent_id: int, parent: str) -> None:
+    def _make_directories(self, number: int, kind: int, parent_id: int, parent: str,
+                          layer: bool) -> None:
         try:
-            self._directories.create(number, kind, parent_id)
+            self._directories.create(number, kind, parent_id, layer=layer)
         except FileExistsError:
             # of a transaction that was rolled back after the directories were made
             self._directories.discard(number)
-            self._directories.create(number, kind, parent_id)
+            self._directories.create(number, kind, parent_id, layer=layer)
         except FileNotFoundError as error:
             raise errdefs.SystemFailure(
                 f"layer directory of snapshot {parent} is missing: {error}",

@@ -33,7 +33,6 @@ from carrel.oci import digest as digests
 from carrel.proto.mount_pb2 import Mount
 
 UNCOMPRESSED_LABEL = "containerd.io/uncompressed"
-SNAPSHOT_REF_LABEL = "containerd.io/snapshot.ref"
 GC_SNAPSHOT_LABEL = f"containerd.io/gc.ref.snapshot.{snapshot_store.NAME}"
 
 Progress = Callable[[int], None]
@@ -157,7 +156,7 @@ class Unpacker:
     def _layer(self, layer: Layer, chain: str, parent: str,
                progress: Callable[[Layer, str, int], None] | None) -> None:
         key = f"extract-{time.time_ns() % 10**9}-{secrets.token_hex(2)} {chain}"
-        labels = {SNAPSHOT_REF_LABEL: chain}
+        labels = {snapshot_store.LAYER_LABEL: chain}
         mounts = self._snapshots.prepare(key, parent, labels)
         try:
             root, lowers = directories_of(mounts)

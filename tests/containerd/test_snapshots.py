@@ -13,7 +13,8 @@ import pytest
 from carrel import errdefs
 from carrel.containerd import removal
 from carrel.containerd.metadata import Metadata
-from carrel.containerd.snapshots import NamespacedSnapshots, Snapshotter
+from carrel.containerd.snapshots import LAYER_LABEL, NamespacedSnapshots, Snapshotter
+from carrel.kernel import storage
 from tests.containerd.harness import present
 
 
@@ -299,3 +300,38 @@ async def test_directories_made_ahead(view: NamespacedSnapshots, snapshotter: Sn
     (top / "pool-777").mkdir()
     view.cleanup()
     assert "pool-777" not in ahead()
+
+
+def test_layers_lie_apart(snapshotter: Snapshotter, view: NamespacedSnapshots,
+                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer's directory is made while its parent is marked, a container's is not."""
+    marked = False
+    made: dict[str, bool] = {}
+    real_mkdir, real_set = os.mkdir, storage.set_topdir
+
+    def set_topdir(fd: int, on: bool) -> bool:
+        nonlocal marked
+        marked = on
+        return real_set(fd, on)
+
+    def mkdir(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        made[str(path)] = marked
+        real_mkdir(path, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(storage, "set_topdir", set_topdir)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    view.prepare("extract-1 sha256:x", "", {LAYER_LABEL: "sha256:x"})
+    layer = view.stat("extract-1 sha256:x").id
+    view.view("v")
+    assert made[str(layer)]
+    assert not made[str(view.stat("v").id)]
+    assert not marked
+    fd = os.open(snapshotter.directories.root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not real_set(fd, True):
+            pytest.skip("the file system knows no such flag")
+        assert "T" in subprocess.run(["lsattr", "-d", snapshotter.directories.root], check=True,
+                                     capture_output=True, text=True).stdout.split()[0]
+        assert real_set(fd, False)
+    finally:
+        os.close(fd)
