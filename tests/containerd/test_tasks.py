@@ -50,7 +50,7 @@ CGROUP = cgroup_parent("containerd")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cgroup_parent() -> Iterator[None]:
+def cgroups_go() -> Iterator[None]:
     yield
     remove_cgroups()
 
