@@ -36,6 +36,7 @@ class Config(msgspec.Struct, kw_only=True):
     log_level: str = "info"
     live_restore: bool = False
     cgroup_parent: str = ""
+    exec_opts: list[str] = msgspec.field(default_factory=list)
     default_runtime: str = "carrel"
     runtimes: dict[str, Runtime] = msgspec.field(default_factory=dict)
     init: bool = False
@@ -82,6 +83,11 @@ class Config(msgspec.Struct, kw_only=True):
     tlskey: str = ""
     allow_insecure_tcp: bool = False
     validate: bool = False
+
+    @property
+    def systemd_cgroups(self) -> bool:
+        """Are containers' cgroups units of systemd (``native.cgroupdriver=systemd``)?"""
+        return "native.cgroupdriver=systemd" in self.exec_opts
 
     @property
     def engine_dir(self) -> str:

@@ -45,6 +45,9 @@ class Daemon:
         manager = self._manager = Manager(ctx)
         ctx.containers = manager
         await _namespace(client)
+        # compiling the profile takes its time: beside the rest of the start
+        confined = asyncio.ensure_future(manager.confinement.load())
+        undo.push_async_callback(_over, confined)
         watcher = Watcher(manager)
         watcher.start()
         undo.push_async_callback(watcher.stop)
@@ -52,6 +55,7 @@ class Daemon:
         await ctx.network.start()
         undo.push_async_callback(ctx.network.stop)
         wanted = await restore.restore(manager)
+        await confined
         if not stopping.is_set():
             await self._listen(ctx)
             ctx.spawn(restore.start_wanted(manager, wanted), "restart policies")
@@ -171,6 +175,11 @@ def make_network(ctx: EngineContext) -> Any:
         live_restore=config.live_restore, fixed_cidr=config.fixed_cidr,
         default_gateway=config.default_gateway, iptables=config.iptables,
         ip6tables=config.ip6tables), report=log.warning)
+
+
+async def _over(work: asyncio.Future[None]) -> None:
+    """A thread cannot be cancelled: its work is waited for."""
+    await asyncio.gather(work, return_exceptions=True)
 
 
 def _identity(store: Store) -> str:

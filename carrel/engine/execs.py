@@ -152,7 +152,7 @@ async def _process(item: Exec, console: tuple[int, int] | None) -> dict[str, Any
         cwd=config["WorkingDir"] or container.config.get("WorkingDir") or "/", user=who,
         terminal=item.tty, host=host, caps=caps, limits=limits,
         no_new_privileges=specbuild.no_new_privileges(manager, options),
-        lsm_fields=process.lsm(options, bool(host["Privileged"])), console=console)
+        lsm_fields=await manager.confinement.fields(host, options), console=console)
 
 
 def begin(item: Exec) -> None:

@@ -28,6 +28,7 @@ _FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "-s,--storage-driver": ("snapshotter", {}), "-G,--group": ("group", {}),
     "-D,--debug": ("debug", _SWITCH), "-l,--log-level": ("log_level", {}),
     "--live-restore": ("live_restore", _SWITCH), "--cgroup-parent": ("cgroup_parent", {}),
+    "--exec-opt": ("exec_opts", {"action": "append"}),
     "--default-runtime": ("default_runtime", {}), "--add-runtime": ("runtimes",
                                                                     {"action": "append"}),
     "--init": ("init", _SWITCH), "--init-path": ("init_path", {}),
@@ -58,6 +59,7 @@ _FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 #: keys of daemon.json that are not the flag's name
 _FILE_KEYS = {"host": "hosts", "label": "labels", "add-runtime": "runtimes",
+              "exec-opt": "exec-opts",
               "default-ulimit": "default-ulimits", "log-opt": "log-opts", "dns-opt": "dns-opts",
               "insecure-registry": "insecure-registries",
               "registry-mirror": "registry-mirrors",
@@ -204,6 +206,31 @@ def _from_file(field: str, value: Any, path: str) -> Any:
     return value
 
 
+def _exec_options(config: Config) -> None:
+    """Docker's one option: who makes the cgroups, we or systemd."""
+    drivers = set()
+    for option in config.exec_opts:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise errdefs.InvalidParameter(f"invalid exec option {option[:80]!r} (key=value)")
+        if key.strip().lower() != "native.cgroupdriver":
+            raise errdefs.InvalidParameter(f"Unknown option ({key[:80]})")
+        if value.strip() not in ("cgroupfs", "systemd"):
+            raise errdefs.InvalidParameter(
+                f"native.cgroupdriver option {value[:80]} not supported (cgroupfs, systemd)")
+        drivers.add(value.strip())
+    if len(drivers) > 1:
+        raise errdefs.InvalidParameter("native.cgroupdriver is given more than once")
+    config.exec_opts = [f"native.cgroupdriver={d}" for d in drivers]
+    if not config.systemd_cgroups:
+        return
+    if not os.path.isdir("/run/systemd/system"):
+        raise errdefs.InvalidParameter(
+            "native.cgroupdriver=systemd: systemd is not running as PID 1 on this host")
+    if config.cgroup_parent:
+        validate.slice_name(config.cgroup_parent)
+
+
 def check(config: Config) -> Config:
     """Values that only make sense together; adds the runtimes that are always there."""
     if config.log_level not in log.LEVELS:
@@ -232,6 +259,7 @@ def check(config: Config) -> Config:
     if config.default_runtime not in known:
         raise errdefs.InvalidParameter(
             f"specified default runtime '{config.default_runtime[:40]}' does not exist")
+    _exec_options(config)
     validate.log_config({"Type": config.log_driver, "Config": config.log_opts})
     for label in config.labels:
         _pair(label, "--label")

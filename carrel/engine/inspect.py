@@ -75,7 +75,7 @@ def inspect(manager: Manager, container: Container, size: tuple[int, int] | None
         "LogPath": f"{folder}/{record.id}-json.log" if record.log_driver == "json-file" else "",
         "Name": f"/{record.name}", "RestartCount": record.restart_count,
         "Driver": manager.ctx.config.snapshotter, "Platform": record.platform, "MountLabel": "",
-        "ProcessLabel": "", "AppArmorProfile": "",
+        "ProcessLabel": "", "AppArmorProfile": manager.confinement.shown(container),
         "ExecIDs": [e.id for e in container.execs.values()] or None,
         "HostConfig": host,
         "GraphDriver": {"Name": manager.ctx.config.snapshotter, "Data": None},

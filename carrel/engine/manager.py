@@ -12,6 +12,7 @@ import msgspec
 
 from carrel import errdefs
 from carrel.engine import names, netglue, specbuild, texts
+from carrel.engine.confinement import Confinement
 from carrel.engine.context import EngineContext
 from carrel.engine.model import Container, Record
 from carrel.engine.tasks import Tasks
@@ -38,6 +39,7 @@ class Manager:
         self.execs: dict[str, Exec] = {}
         self.stopping = False
         self.unified = cgroup.layout().mode == "unified"
+        self.confinement = Confinement()
         self.may_raise_limits = specbuild.may_raise_limits()
         self._containers: dict[str, Container] = {}
         self._names: dict[str, str] = {}

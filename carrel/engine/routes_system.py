@@ -92,7 +92,8 @@ class _Area:
         containers = list(self.manager.all())
         states = [c.state.status for c in containers]
         limits = _limits(self.manager.unified)
-        security = ["name=seccomp,profile=builtin"]
+        security = ["name=apparmor"] if self.manager.confinement.available else []
+        security.append("name=seccomp,profile=builtin")
         if self.manager.unified:
             security.append("name=cgroupns")
         return jsonio.response({
@@ -107,7 +108,8 @@ class _Area:
             "Debug": config.debug, "NFd": len(os.listdir("/proc/self/fd")),
             "NGoroutines": len(asyncio.all_tasks()), "SystemTime": timefmt.now(),
             "LoggingDriver": config.log_driver,
-            "CgroupDriver": "cgroupfs", "CgroupVersion": "2" if self.manager.unified else "1",
+            "CgroupDriver": "systemd" if config.systemd_cgroups else "cgroupfs",
+            "CgroupVersion": "2" if self.manager.unified else "1",
             "NEventsListener": self.ctx.events.listeners, "KernelVersion": os.uname().release,
             "OperatingSystem": _os_release("PRETTY_NAME") or "Linux",
             "OSVersion": _os_release("VERSION_ID"), "OSType": "linux", "Architecture":
@@ -127,7 +129,8 @@ class _Area:
             "Containerd": {"Address": config.containerd_socket, "Namespaces": {
                 "Containers": config.containerd_namespace, "Plugins": ""}},
             "DefaultAddressPools": [], "FirewallBackend": {"Driver": "nftables"},
-            "Warnings": _warnings(limits) + list(self.ctx.network.warnings),
+            "Warnings": [*_warnings(limits), *self.manager.confinement.warnings,
+                         *self.ctx.network.warnings],
         })
 
     async def events(self, request: web.Request) -> web.StreamResponse:

@@ -122,7 +122,7 @@ async def _process(manager: Manager, container: Container, args: list[str], caps
                                 hostname=config.get("Hostname") or "", home=who.home),
         host=host, caps=caps, limits=limits,
         no_new_privileges=no_new_privileges(manager, options),
-        lsm_fields=process.lsm(options, bool(host["Privileged"])),
+        lsm_fields=await manager.confinement.fields(host, options),
         console=(console[0], console[1]) if isinstance(console, list) and len(console) == 2
         and all(isinstance(n, int) and 0 < n < 65536 for n in console) else None)
 
@@ -180,10 +180,13 @@ def find_init(config: Any) -> str:
 
 
 def cgroup_path(manager: Manager, container: Container) -> str:
-    """``/carrel/<id>``, or below ``--cgroup-parent``."""
-    parent = container.host["CgroupParent"] or manager.ctx.config.cgroup_parent or "/carrel"
-    if parent.endswith(".slice"):
-        return f"{parent}:carrel:{container.id}"
+    """``/carrel/<id>``, or below ``--cgroup-parent``; with systemd's cgroups the unit
+    ``carrel-<id>.scope`` of a slice."""
+    config = manager.ctx.config
+    parent = container.host["CgroupParent"] or config.cgroup_parent
+    if config.systemd_cgroups:
+        return f"{parent or 'system.slice'}:carrel:{container.id}"
+    parent = parent or "/carrel"
     return f"/{parent.strip('/')}/{container.id}"
 
 

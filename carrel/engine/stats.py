@@ -66,7 +66,8 @@ class Collector:
             return None
         try:
             path = specbuild.cgroup_path(self._manager, self._container)
-            return cgroup.open_manager(path).stats()
+            systemd = self._manager.ctx.config.systemd_cgroups
+            return cgroup.open_manager(path, systemd=systemd).stats()
         except (OSError, errdefs.CarrelError):
             return None  # it ended in this moment
 

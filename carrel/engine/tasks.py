@@ -78,11 +78,12 @@ class Tasks:
         return record
 
     def _runtime(self, name: str) -> tuple[str, Any]:
-        """The shim, and its options when a particular binary is wanted."""
+        """The shim, and its options when a particular binary or cgroup driver is wanted."""
         runtime = resolve_runtime(self._config, name)
-        if not runtime.path:
+        systemd = self._config.systemd_cgroups
+        if not runtime.path and not systemd:
             return runtime.shim, None
-        options = runc_options_pb2.Options(binary_name=runtime.path)
+        options = runc_options_pb2.Options(binary_name=runtime.path, systemd_cgroup=systemd)
         return runtime.shim, AnyMessage(type_url=_OPTIONS_TYPE, value=options.SerializeToString())
 
     async def update_record(self, ident: str, spec: bytes) -> None:

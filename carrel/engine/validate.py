@@ -132,6 +132,12 @@ def host_config(value: dict[str, Any], cfg: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
+def slice_name(parent: str) -> None:
+    """With systemd's cgroups, the parent of a container is a slice."""
+    if not parent.endswith(".slice") or len(parent) <= len(".slice") or "/" in parent:
+        raise Bad('cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"')
+
+
 def restart_policy(policy: Mapping[str, Any], auto_remove: bool = False) -> None:
     name = policy.get("Name") or ""
     count = policy.get("MaximumRetryCount") or 0

@@ -36,7 +36,7 @@ def features() -> dict[str, Any]:
                 "supportedFlags": sorted(f for f in seccomp.FILTER_FLAGS
                                          if seccomp.flag_supported(f)),
             },
-            "apparmor": {"enabled": False}, "selinux": {"enabled": False},
+            "apparmor": {"enabled": True}, "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": runtime_spec.IDMAP_BUILT}},
         },

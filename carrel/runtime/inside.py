@@ -129,6 +129,25 @@ class WriteProc(Operation):
         return f"echo '{self.data}' > /proc/{self.path}"
 
 
+class ApplyProfile(WriteProc):
+    """From its execve on, the process is confined by an AppArmor profile."""
+
+    __slots__ = ()
+
+    def __init__(self, view: View, profile: str) -> None:
+        super().__init__(view, "self/attr/apparmor/exec", f"exec {profile}", "apparmor")
+
+    def execute(self, kernel: Any) -> None:
+        try:
+            super().execute(kernel)
+        except OSError as error:
+            # runc's words; ENOENT is the kernel's way to say that no such profile is loaded
+            number = error.errno or 0
+            raise OSError(number, "unable to apply apparmor profile: apparmor failed to apply "
+                          "profile: write /proc/thread-self/attr/apparmor/exec: "
+                          + os.strerror(number).lower()) from None
+
+
 class SetHostname(Operation):
     __slots__ = ("name",)
     step = "hostname"

@@ -303,8 +303,7 @@ def plan_labels(process: Spec, linux: Spec, view: View) -> list[Operation]:
         raise InvalidParameter(f"cannot apply apparmor profile {profile!r}: apparmor is not "
                                "enabled on the host")
     if profile:
-        found.append(inside.WriteProc(view, "self/attr/apparmor/exec", f"exec {profile}",
-                                      "apparmor"))
+        found.append(inside.ApplyProfile(view, profile))
     label = process.get("selinuxLabel") or ""
     if (label or linux.get("mountLabel")) and not os.path.isdir("/sys/fs/selinux"):
         raise InvalidParameter("cannot apply SELinux label: selinux is not enabled on the host")

@@ -85,24 +85,12 @@ def security_options(options: Iterable[str]) -> dict[str, str]:
     return result
 
 
-def lsm(options: Mapping[str, str], privileged: bool) -> dict[str, str]:
-    """AppArmor and SELinux: asked for and impossible is an error, never silent."""
-    result: dict[str, str] = {}
-    profile = options.get("apparmor", "")
-    enabled = os.path.exists("/sys/kernel/security/apparmor/profiles")
-    if profile and profile != "unconfined":
-        if not enabled:
-            raise errdefs.InvalidParameter(
-                f"AppArmor is not enabled on this host: cannot apply profile '{profile[:80]}'")
-        result["apparmorProfile"] = profile
-    elif profile == "unconfined" and enabled:
-        result["apparmorProfile"] = "unconfined"
+def check_selinux(options: Mapping[str, str]) -> None:
+    """Labels have no meaning on hosts without SELinux (Docker accepts them there); where
+    they would have one, what is not built is an error, never silent."""
     label = options.get("label", "")
-    if label and label != "disable":
-        if not os.path.exists("/sys/fs/selinux/enforce"):
-            return result  # Docker accepts labels on hosts without SELinux: they have no meaning
+    if label and label != "disable" and os.path.exists("/sys/fs/selinux/enforce"):
         raise errdefs.NotImplementedYet("SELinux labels are not implemented in Carrel")
-    return result
 
 
 def build(*, args: list[str], env: list[str], cwd: str, user: User, terminal: bool,
