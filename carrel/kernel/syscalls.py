@@ -94,7 +94,7 @@ _NUMBERS = {
     "capset": (126, 91), "pivot_root": (155, 41), "execveat": (322, 281), "getcwd": (79, 17),
     "pidfd_send_signal": (424, 424), "open_tree": (428, 428), "move_mount": (429, 429),
     "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
-    "close_range": (436, 436), "mount_setattr": (442, 442),
+    "close_range": (436, 436), "mount_setattr": (442, 442), "rt_sigaction": (13, 134),
 }
 _COLUMN = 0 if os.uname().machine == "x86_64" else 1
 
@@ -152,6 +152,7 @@ _prctl = function("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _sched_setattr = _raw("sched_setattr", c_int, c_void_p, c_uint)
 _set_mempolicy = _raw("set_mempolicy", c_int, c_void_p, c_ulong)
 _setdomainname = function("setdomainname", c_char_p, c_ulong)
+_rt_sigaction = _raw("rt_sigaction", c_int, c_char_p, c_void_p, c_ulong)
 _setgroups = _raw("setgroups", c_int, c_void_p)
 _sethostname = function("sethostname", c_char_p, c_ulong)
 _setns = function("setns", c_int, c_int)
@@ -363,6 +364,11 @@ def unshare(flags: int) -> None:
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     return int(_prctl(option, arg2, arg3, arg4, arg5))
+
+
+def rt_sigaction_default(number: int) -> None:
+    """SIG_DFL, also for the two signals that glibc keeps to itself and refuses."""
+    _rt_sigaction(number, bytes(32), None, 8)
 
 
 def close_range(first: int, last: int, flags: int = 0) -> None:

@@ -183,12 +183,15 @@ def become_root(kernel: Any) -> None:
 
 
 def reset_signals() -> None:
-    """Python ignores SIGPIPE and SIGXFSZ and handles SIGINT; a payload must not inherit it."""
+    """Python ignores SIGPIPE and SIGXFSZ and handles SIGINT; posix_spawn(3) leaves the two
+    signals that glibc uses itself ignored.  A payload must not inherit any of it."""
     for number in range(1, 32):
         if number in (9, 19):
             continue
         if _signal.getsignal(number) != _signal.SIG_DFL:
             _signal.signal(number, _signal.SIG_DFL)
+    for number in (32, 33):
+        syscalls.rt_sigaction_default(number)
     for number in range(34, 65):
         if _signal.getsignal(number) not in (_signal.SIG_DFL, None):
             _signal.signal(number, _signal.SIG_DFL)

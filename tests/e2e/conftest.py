@@ -1,6 +1,6 @@
 """The whole stack, started once, and the real clients that drive it.
 
-``stack``  a running carreld with busybox:latest loaded; one for the session
+``stack``  a running carreld with busybox:latest loaded; one for all the tests here
 ``cli``    runs one of the clients against it: docker 28.5, docker 20.10, carrel
 """
 
@@ -42,13 +42,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stack" in metafunc.fixturenames:
         marked = metafunc.definition.get_closest_marker("transports")
         kinds = [*KINDS] if marked and not ORIGINAL else [*KINDS][:1]
-        metafunc.parametrize("stack", kinds, indirect=True, scope="session")
+        metafunc.parametrize("stack", kinds, indirect=True, scope="package")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
           ) -> Iterator[Stack]:
-    """One engine for the session; at its end nothing of it may be left."""
+    """One engine for these tests; at its end nothing of it may be left."""
     if os.geteuid():
         pytest.skip("needs root")
     before = leakcheck.take()
