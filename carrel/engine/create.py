@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
 from carrel.engine import (
+    links,
+    logopts,
     mountspec,
     names,
     netglue,
+    refused,
     schema,
     tasks,
     texts,
@@ -37,9 +40,12 @@ async def create(manager: Manager, name: str, body: dict[str, Any], platform: st
     if not host["Runtime"] and isinstance(body.get("Runtime"), str):
         host["Runtime"] = body["Runtime"]  # where docker-py puts it
     validate.config(config)
-    warnings = validate.host_config(host, config)
+    refused.host_config(host)
+    logopts.check(host["LogConfig"])
+    warnings = validate.host_config(host, config) + refused.discard(host, manager.unified)
     endpoints = netglue.wanted_endpoints(host, body.get("NetworkingConfig"),
                                          config.get("MacAddress"))
+    links.check(manager, host)
     runtime = host["Runtime"] or manager.ctx.config.default_runtime
     tasks.resolve_runtime(manager.ctx.config, runtime)
     host["Runtime"] = runtime
@@ -74,10 +80,12 @@ def complete_host(manager: Manager, given: dict[str, Any]) -> dict[str, Any]:
                              "MaximumRetryCount": policy.get("MaximumRetryCount") or 0}
     if host["Memory"] > 0 and host["MemorySwap"] == 0:
         host["MemorySwap"] = host["Memory"] * 2
-    if host["MaskedPaths"] is None and not host["Privileged"]:
+    if not host["Privileged"]:
         from carrel.engine.spec import linux
 
-        host["MaskedPaths"], host["ReadonlyPaths"] = list(linux.MASKED), list(linux.READONLY)
+        for key, default in (("MaskedPaths", linux.MASKED), ("ReadonlyPaths", linux.READONLY)):
+            if host[key] is None:
+                host[key] = list(default)
     return host
 
 
@@ -166,7 +174,7 @@ def _default_log(manager: Manager, record: Record) -> None:
     options = dict(given.get("Config") or {})
     if driver == config.log_driver:
         options = {**config.log_opts, **options}
-    validate.log_config({"Type": driver, "Config": options})
+    logopts.check({"Type": driver, "Config": options})
     record.host_config["LogConfig"] = {"Type": driver, "Config": options}
     record.log_driver, record.log_opts = driver, options
 

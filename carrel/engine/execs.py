@@ -103,6 +103,7 @@ def create(manager: Manager, container: Container, body: dict[str, Any]) -> Exec
     if not config["Cmd"]:
         raise errdefs.InvalidParameter("No exec command specified")
     validate.environment(config["Env"] or ())
+    validate.console_size(config["ConsoleSize"])
     if config["WorkingDir"] and not config["WorkingDir"].startswith("/"):
         raise errdefs.InvalidParameter(
             f"Cwd must be an absolute path: {config['WorkingDir'][:200]}")

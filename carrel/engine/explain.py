@@ -23,6 +23,8 @@ from carrel.proto import rpc
 
 #: in the spec of a container whose runtime shall keep its record
 ANNOTATION = "io.carrel.explain"
+#: annotations that are the engine's own: no user and no image may set them
+RESERVED = "io.carrel."
 HEADER = "X-Carrel-Explain"
 #: where the shim writes it, in the bundle
 FILE = "explain.jsonl"

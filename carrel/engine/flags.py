@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from carrel import errdefs
-from carrel.engine import jsonio, log, mountspec, validate
+from carrel.engine import jsonio, log, logopts, mountspec, validate
 from carrel.engine.config import CARREL_RUNTIME, RUNC_RUNTIME, Config, Runtime
 
 DEFAULT_CONFIG_FILE = "/etc/carrel/daemon.json"
@@ -260,7 +260,7 @@ def check(config: Config) -> Config:
         raise errdefs.InvalidParameter(
             f"specified default runtime '{config.default_runtime[:40]}' does not exist")
     _exec_options(config)
-    validate.log_config({"Type": config.log_driver, "Config": config.log_opts})
+    logopts.check({"Type": config.log_driver, "Config": config.log_opts})
     for label in config.labels:
         _pair(label, "--label")
     for address in config.dns:

@@ -73,6 +73,12 @@ def parse_bind(text: str) -> MountPoint:
     return point
 
 
+def _options(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Of one kind of mount, each with its type checked."""
+    return schema.complete(schema.check(fields[name], schema.MOUNT_OPTIONS[name], name),
+                           schema.MOUNT_OPTIONS[name])
+
+
 def parse_mount(value: Mapping[str, Any]) -> tuple[MountPoint, dict[str, Any]]:
     """One object of ``HostConfig.Mounts``, and the volume's options."""
     fields = schema.complete(schema.check(dict(value), schema.MOUNT, "Mount"), schema.MOUNT)
@@ -93,14 +99,20 @@ def parse_mount(value: Mapping[str, Any]) -> tuple[MountPoint, dict[str, Any]]:
 
 
 def _bind(point: MountPoint, fields: Mapping[str, Any]) -> MountPoint:
-    options = fields["BindOptions"] or {}
+    options = _options(fields, "BindOptions")
     if not point.source:
         raise Bad('invalid mount config for type "bind": field Source must not be empty')
     if not point.source.startswith("/"):
         raise Bad('invalid mount config for type "bind": invalid mount path: '
                   f"'{point.source[:200]}' mount path must be absolute")
-    if fields["VolumeOptions"] or fields["TmpfsOptions"]:
+    if fields["VolumeOptions"] or fields["TmpfsOptions"] or fields["ImageOptions"]:
         raise Bad('invalid mount config for type "bind": options of another type')
+    if options["ReadOnlyNonRecursive"] and options["ReadOnlyForceRecursive"]:
+        raise Bad('invalid mount config for type "bind": only one of ReadOnlyNonRecursive and '
+                  "ReadOnlyForceRecursive may be set")
+    if (options["ReadOnlyNonRecursive"] or options["ReadOnlyForceRecursive"]) and point.rw:
+        raise Bad('invalid mount config for type "bind": ReadOnlyNonRecursive and '
+                  "ReadOnlyForceRecursive need ReadOnly")
     point.source = posixpath.normpath(point.source)
     point.propagation = options.get("Propagation") or "rprivate"
     if point.propagation not in PROPAGATIONS:
@@ -120,17 +132,19 @@ def _bind(point: MountPoint, fields: Mapping[str, Any]) -> MountPoint:
 
 
 def _volume(point: MountPoint, fields: Mapping[str, Any]) -> tuple[MountPoint, dict[str, Any]]:
-    options = fields["VolumeOptions"] or {}
+    options = _options(fields, "VolumeOptions")
     if point.source and not VOLUME_NAME.fullmatch(point.source):
         raise Bad('invalid mount config for type "volume": '
                   f'"{point.source[:200]}" includes invalid characters for a local volume name, '
                   'only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed')
-    if fields["BindOptions"] or fields["TmpfsOptions"]:
+    if fields["BindOptions"] or fields["TmpfsOptions"] or fields["ImageOptions"]:
         raise Bad('invalid mount config for type "volume": options of another type')
     subpath = options.get("Subpath") or ""
     if subpath and (subpath.startswith("/") or ".." in subpath.split("/")):
         raise Bad('invalid mount config for type "volume": subpath must be a relative path '
                   "within the volume")
+    options["DriverConfig"] = schema.check(options["DriverConfig"], schema.DRIVER_CONFIG,
+                                           "VolumeOptions.DriverConfig")
     point.name, point.source = point.source, ""
     point.nocopy = bool(options.get("NoCopy"))
     point.subpath, point.mode = subpath, "z"
@@ -140,7 +154,9 @@ def _volume(point: MountPoint, fields: Mapping[str, Any]) -> tuple[MountPoint, d
 def _tmpfs_mount(point: MountPoint, fields: Mapping[str, Any]) -> MountPoint:
     if point.source:
         raise Bad('invalid mount config for type "tmpfs": field Source must not be specified')
-    options = fields["TmpfsOptions"] or {}
+    if fields["BindOptions"] or fields["VolumeOptions"] or fields["ImageOptions"]:
+        raise Bad('invalid mount config for type "tmpfs": options of another type')
+    options = _options(fields, "TmpfsOptions")
     words = [] if point.rw else ["ro"]
     for name, key, form in (("size", "SizeBytes", "d"), ("mode", "Mode", "o")):
         number = options.get(key)
@@ -148,16 +164,26 @@ def _tmpfs_mount(point: MountPoint, fields: Mapping[str, Any]) -> MountPoint:
             if not isinstance(number, int) or number < 0:
                 raise Bad(f'invalid mount config for type "tmpfs": {key}')
             words.append(f"{name}={number:{form}}")
+    for option in options["Options"] or ():
+        if not (isinstance(option, list) and len(option) in (1, 2)
+                and all(isinstance(t, str) and "," not in t and "\0" not in t for t in option)):
+            raise Bad('invalid mount config for type "tmpfs": Options')
+        words.append("=".join(option))
+        _tmpfs_word(words[-1])
     point.tmpfs_options = ",".join(words)
     return point
+
+
+def _tmpfs_word(word: str) -> None:
+    key, equals, _ = word.partition("=")
+    if not (key in _TMPFS_VALUES if equals else word in _TMPFS):
+        raise Bad(f'invalid tmpfs option ["{word[:40]}"]')
 
 
 def parse_tmpfs(target: str, options: str) -> MountPoint:
     """One entry of ``HostConfig.Tmpfs``."""
     for word in options.split(",") if options else ():
-        key, equals, _ = word.partition("=")
-        if not (key in _TMPFS_VALUES if equals else word in _TMPFS):
-            raise Bad(f'invalid tmpfs option ["{word[:40]}"]')
+        _tmpfs_word(word)
     return MountPoint(type="tmpfs", source="", destination=destination(target),
                       tmpfs_options=options, rw="ro" not in options.split(","))
 

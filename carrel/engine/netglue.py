@@ -25,6 +25,8 @@ def wanted_endpoints(host: Mapping[str, Any], networking: Any, mac: str | None
                      ) -> dict[str, dict[str, Any]]:
     """Network name -> settings; the network of ``--network`` first."""
     given: dict[str, dict[str, Any]] = {}
+    if networking is not None and not isinstance(networking, dict):
+        raise errdefs.InvalidParameter("invalid JSON: NetworkingConfig must be an object")
     settings = (networking or {}).get("EndpointsConfig") or {}
     if not isinstance(settings, dict):
         raise errdefs.InvalidParameter("invalid JSON: NetworkingConfig.EndpointsConfig")
@@ -49,7 +51,11 @@ def endpoint_settings(value: Any, what: str) -> dict[str, Any]:
     checked = schema.check(value, schema.ENDPOINT, what)
     result = {k: checked[k] for k in ("IPAMConfig", "Links", "Aliases", "MacAddress",
                                       "DriverOpts", "GwPriority") if checked.get(k)}
-    ipam = result.get("IPAMConfig") or {}
+    ipam = schema.check(result.get("IPAMConfig"), schema.IPAM_CONFIG, f"{what}.IPAMConfig")
+    if ipam:
+        result["IPAMConfig"] = ipam
+    for address in ipam.get("LinkLocalIPs") or ():
+        validate.ip(address)
     for key in ("IPv4Address", "IPv6Address"):
         if ipam.get(key):
             validate.ip(ipam[key])

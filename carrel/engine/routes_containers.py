@@ -114,6 +114,9 @@ class _Area:
 
     async def start(self, request: web.Request) -> web.Response:
         container = self.find(request)
+        if request.query.get("checkpoint"):  # detachKeys is for attach, here Docker has no use
+            raise errdefs.NotImplementedYet(
+                "starting from a checkpoint is not implemented in Carrel")
         if explain.asked(request.headers) is None:
             await start.start(self.manager, container)
             return _no_content()

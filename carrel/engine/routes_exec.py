@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from carrel import errdefs
-from carrel.engine import execs, jsonio, streams
+from carrel.engine import execs, jsonio, streams, validate
 from carrel.engine.context import EngineContext
 from carrel.engine.routes_containers import window
 from carrel.engine.server import VERSION
@@ -43,7 +43,8 @@ class _Area:
     async def start(self, request: web.Request) -> web.StreamResponse:
         body = await jsonio.read_object(request, optional=True)
         item = execs.find(self.manager, request.match_info["id"])
-        console = _console(body)
+        console = validate.console_size(body.get("ConsoleSize")) or validate.console_size(
+            item.config["ConsoleSize"])
         if body.get("Detach"):
             item.config = {**item.config, "AttachStdin": False}
             execs.begin(item)
@@ -81,11 +82,3 @@ class _Area:
 
     async def inspect(self, request: web.Request) -> web.Response:
         return jsonio.response(execs.find(self.manager, request.match_info["id"]).inspect())
-
-
-def _console(body: dict[str, Any]) -> tuple[int, int] | None:
-    size = body.get("ConsoleSize")
-    if isinstance(size, list) and len(size) == 2 and all(
-            isinstance(n, int) and 0 < n < 65536 for n in size):
-        return size[0], size[1]
-    return None

@@ -78,6 +78,21 @@ MOUNT: Fields = {
     "TmpfsOptions": ("obj", None), "ImageOptions": ("obj", None),
 }
 
+#: of the kinds of mounts that have any
+MOUNT_OPTIONS: dict[str, Fields] = {
+    "BindOptions": {
+        "Propagation": ("str", ""), "NonRecursive": ("bool", False),
+        "CreateMountpoint": ("bool", False), "ReadOnlyNonRecursive": ("bool", False),
+        "ReadOnlyForceRecursive": ("bool", False)},
+    "VolumeOptions": {
+        "NoCopy": ("bool", False), "Labels": ("strmap", None), "DriverConfig": ("obj", None),
+        "Subpath": ("str", "")},
+    "TmpfsOptions": {"SizeBytes": ("int", 0), "Mode": ("int", 0), "Options": ("any", None)},
+}
+DRIVER_CONFIG: Fields = {"Name": ("str", ""), "Options": ("strmap", None)}
+IPAM_CONFIG: Fields = {
+    "IPv4Address": ("str", ""), "IPv6Address": ("str", ""), "LinkLocalIPs": ("strs", None)}
+
 
 def check(value: Any, fields: Fields, what: str) -> dict[str, Any]:
     """The fields that are there and known, with their types checked; no defaults."""

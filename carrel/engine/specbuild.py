@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
-from carrel.engine import explain, layers
+from carrel.engine import explain, layers, links, validate
 from carrel.engine.model import Container
 from carrel.engine.spec import linux, mounts, process, user
 from carrel.kernel import capability
@@ -87,7 +87,8 @@ async def build(manager: Manager, container: Container, sandbox: Sandbox | None,
         "process": await _process(manager, container, args, caps, options),
         "root": {"path": "rootfs", **({"readonly": True} if host["ReadonlyRootfs"] else {})},
         "mounts": [
-            *mounts.kernel(host, shm_source=shm, taken=taken),
+            *mounts.kernel(host, shm_source=shm, taken=taken,
+                           writable_cgroups=options.get("writable-cgroups")),
             *mounts.engine_files(files, read_only=False, taken=taken),
             *init_mounts,
             *mounts.user(container.record.mounts, sources),
@@ -115,16 +116,15 @@ async def _process(manager: Manager, container: Container, args: list[str], caps
         from carrel.engine import log
 
         log.warning(f"container {container.id[:12]}: {text}")
-    console = host["ConsoleSize"]
+    linked = links.environment(manager, container) if host["Links"] else ()
     return process.build(
         args=args, cwd=config.get("WorkingDir") or "/", user=who, terminal=container.tty,
-        env=process.environment(config.get("Env") or (), tty=container.tty,
+        env=process.environment([*linked, *(config.get("Env") or ())], tty=container.tty,
                                 hostname=config.get("Hostname") or "", home=who.home),
         host=host, caps=caps, limits=limits,
         no_new_privileges=no_new_privileges(manager, options),
         lsm_fields=await manager.confinement.fields(host, options),
-        console=(console[0], console[1]) if isinstance(console, list) and len(console) == 2
-        and all(isinstance(n, int) and 0 < n < 65536 for n in console) else None)
+        console=validate.console_size(host["ConsoleSize"]))
 
 
 def no_new_privileges(manager: Manager, options: Mapping[str, str]) -> bool:

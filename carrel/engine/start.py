@@ -19,11 +19,11 @@ from carrel.engine import (
     finish,
     jsonlog,
     layers,
+    logopts,
     netglue,
     specbuild,
     texts,
     timefmt,
-    validate,
 )
 from carrel.engine.config import CARREL_RUNTIME
 from carrel.engine.fifostdio import FifoStdio
@@ -305,31 +305,14 @@ def log_path(manager: Manager, container: Container) -> str:
     return f"{manager.folder(container)}/{container.id}-json.log"
 
 
-def log_attributes(container: Container) -> dict[str, str]:
-    """What ``--log-opt labels=a,b env=C tag=...`` adds to each line."""
-    options = container.record.log_opts
-    result = {}
-    for name in filter(None, options.get("labels", "").split(",")):
-        if name in container.labels:
-            result[name] = container.labels[name]
-    wanted = set(filter(None, options.get("env", "").split(",")))
-    for entry in container.record.config.get("Env") or ():
-        name, _, value = entry.partition("=")
-        if name in wanted:
-            result[name] = value
-    if options.get("tag"):
-        result["tag"] = options["tag"]
-    return result
-
-
 def make_stdio(manager: Manager, container: Container) -> Stdio:
     """The way that fits the container's shim."""
     config = container.record.config
     stdin, once = bool(config.get("OpenStdin")), bool(config.get("StdinOnce"))
     options, driver = container.record.log_opts, container.record.log_driver
-    size = validate.size(options["max-size"]) if options.get("max-size") else 0
+    size = logopts.max_size(options)
     count = int(options.get("max-file") or 1)
-    attrs = log_attributes(container)
+    attrs = logopts.attributes(container)
     path = log_path(manager, container)
     if resolve_runtime(manager.ctx.config, container.record.runtime).shim == CARREL_RUNTIME:
         log: dict[str, str] = {"log": driver}

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
-from carrel.engine import schema, validate
+from carrel.engine import refused, schema, validate
 from carrel.engine.model import Container
 from carrel.engine.spec import linux
 
@@ -22,7 +22,11 @@ _FIELDS = ("CpuShares", "Memory", "CgroupParent", "BlkioWeight", "BlkioWeightDev
 
 async def update(manager: Manager, container: Container, body: dict[str, Any]) -> list[str]:
     """Applied to the running task first, then recorded: a refused limit changes nothing."""
-    given = schema.check(body, {k: schema.HOST_CONFIG[k] for k in _FIELDS}, "UpdateConfig")
+    given = schema.check(body, schema.HOST_CONFIG, "UpdateConfig")
+    for name, value in given.items():
+        if name not in _FIELDS and value:  # clients send all fields, those not meant as zero
+            raise errdefs.InvalidParameter(f"{name} of a container cannot be updated")
+    given = {k: v for k, v in given.items() if k in _FIELDS}
     changes = {k: v for k, v in given.items() if v or k in ("PidsLimit",)}
     policy = changes.pop("RestartPolicy", None)
     if policy and not policy.get("Name"):
@@ -42,6 +46,7 @@ async def update(manager: Manager, container: Container, body: dict[str, Any]) -
             host["NanoCpus"] = 0
         _memory(container, changes, host)
         validate.resources(host)
+        warnings = refused.discard(host, manager.unified)
         if policy:
             host["RestartPolicy"] = {"Name": policy["Name"],
                                      "MaximumRetryCount": policy.get("MaximumRetryCount") or 0}
@@ -51,7 +56,7 @@ async def update(manager: Manager, container: Container, body: dict[str, Any]) -
         container.record.host_config = host
         manager.save(container)
     manager.ctx.events.publish("container", "update", container.id, container.attributes())
-    return []
+    return warnings
 
 
 def _memory(container: Container, changes: dict[str, Any], host: dict[str, Any]) -> None:

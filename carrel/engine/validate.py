@@ -26,9 +26,6 @@ _SYSCTLS = frozenset({
 })
 _CGROUP_RULE = re.compile(r"([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})", re.ASCII)
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1){4}[0-9a-fA-F]{2}", re.ASCII)
-LOG_DRIVERS = ("json-file", "none")
-_LOG_OPTS = frozenset({"max-size", "max-file", "labels", "labels-regex", "env", "env-regex",
-                       "tag", "compress", "mode", "max-buffer-size", "cache-disabled"})
 _SIZE = re.compile(r"(\d{1,15})\s*([kmgtp]?)(i?b)?", re.ASCII | re.IGNORECASE)
 RLIMITS = frozenset({
     "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc",
@@ -101,13 +98,8 @@ def host_config(value: dict[str, Any], cfg: Mapping[str, Any]) -> list[str]:
     for rule in value["DeviceCgroupRules"] or ():
         if not _CGROUP_RULE.fullmatch(rule):
             raise Bad(f"invalid device cgroup rule format: '{rule[:80]}'")
-    if value["DeviceRequests"]:
-        raise errdefs.NotImplementedYet("device requests (--gpus) are not implemented in Carrel")
-    if value["StorageOpt"]:
-        raise Bad("--storage-opt is not supported by the overlay snapshotter of this daemon")
     if value["Isolation"] not in ("", "default"):
         raise Bad(f"invalid isolation '{value['Isolation'][:40]}' on linux")
-    log_config(value["LogConfig"])
     ports(value["PortBindings"])
     for entry in value["ExtraHosts"] or ():
         extra_host(entry)
@@ -115,6 +107,7 @@ def host_config(value: dict[str, Any], cfg: Mapping[str, Any]) -> list[str]:
         ip(address)
     if not -1000 <= value["OomScoreAdj"] <= 1000:
         raise Bad(f"Invalid value {value['OomScoreAdj']}, range for oom score adj is [-1000, 1000]")
+    console_size(value["ConsoleSize"])
     if value["ShmSize"] < 0:
         raise Bad("SHM size can not be less than 0")
     parent = value["CgroupParent"]
@@ -282,18 +275,23 @@ def ulimit(value: Mapping[str, Any]) -> None:
         raise Bad(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
 
 
+_SWITCHES = ("no-new-privileges", "writable-cgroups")
+_BOOLEANS = ("1", "t", "T", "true", "TRUE", "True", "0", "f", "F", "false", "FALSE", "False")
+
+
 def _security(value: Mapping[str, Any]) -> None:
     for option in value["SecurityOpt"] or ():
-        if option in ("no-new-privileges", "no-new-privileges:true", "no-new-privileges=true",
-                      "no-new-privileges:false", "no-new-privileges=false", "writable-cgroups",
-                      "writable-cgroups=true", "writable-cgroups=false"):
+        if option in _SWITCHES:
             continue
         separator = "=" if "=" in option else ":"
-        key, found, _ = option.partition(separator)
+        key, found, text = option.partition(separator)
         if not found:
             raise Bad(f"invalid --security-opt 1: {option[:80]!r}")
-        if key not in ("apparmor", "seccomp", "label", "systempaths", "no-new-privileges",
-                       "writable-cgroups"):
+        if key not in ("apparmor", "seccomp", "label", "systempaths", *_SWITCHES):
+            raise Bad(f"invalid --security-opt 2: {option[:80]!r}")
+        if key in _SWITCHES and text not in _BOOLEANS:
+            raise Bad(f"invalid --security-opt 2: {option[:80]!r}")
+        if key == "systempaths" and text != "unconfined":
             raise Bad(f"invalid --security-opt 2: {option[:80]!r}")
     from carrel.engine.spec import capabilities
 
@@ -328,27 +326,6 @@ def _devices(devices: Iterable[Mapping[str, Any]]) -> None:
         permissions = device.get("CgroupPermissions") or "rwm"
         if not set(permissions) <= set("rwm") or len(permissions) > 3:
             raise Bad(f"invalid device mode: {permissions[:10]}")
-
-
-def log_config(value: Mapping[str, Any]) -> None:
-    driver = value.get("Type") or ""
-    options = value.get("Config") or {}
-    if not isinstance(driver, str) or not isinstance(options, dict):
-        raise Bad("invalid JSON: LogConfig")
-    if driver and driver not in LOG_DRIVERS:
-        raise Bad(f"logger: no log driver named '{driver[:40]}' is registered")
-    for key, text in options.items():
-        if not isinstance(text, str):
-            raise Bad(f"invalid JSON: LogConfig.Config.{key[:40]} must be a string")
-        if driver == "none":
-            continue
-        if key not in _LOG_OPTS:
-            raise Bad(f"unknown log opt '{key[:80]}' for json-file log driver")
-    if "max-size" in options:
-        size(options["max-size"])
-    count = options.get("max-file")
-    if count is not None and not (count.isascii() and count.isdigit() and int(count[:9]) > 0):
-        raise Bad("max-file cannot be less than 1")
 
 
 def size(text: str) -> int:
@@ -412,6 +389,16 @@ def extra_host(text: str) -> None:
         raise Bad(f"bad format for add-host: {text[:80]!r}")
     if address != "host-gateway":
         ip(address.strip("[]"))
+
+
+def console_size(size: Any) -> tuple[int, int] | None:
+    """``ConsoleSize``: height and width; 0 and 0, or nothing, for a terminal without size."""
+    if size is None or size == [0, 0]:
+        return None
+    if not (isinstance(size, list) and len(size) == 2 and all(
+            isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 65536 for n in size)):
+        raise Bad("invalid JSON: ConsoleSize must be [height, width]")
+    return size[0], size[1]
 
 
 def is_full_id(text: str) -> bool:

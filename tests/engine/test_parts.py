@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,8 +16,10 @@ from carrel.engine import (
     flags,
     jsonio,
     jsonlog,
+    logopts,
     mountspec,
     names,
+    refused,
     schema,
     server,
     signals,
@@ -196,7 +199,7 @@ def test_mount_order_and_duplicates() -> None:
 
 # --- HostConfig ---------------------------------------------------------------
 
-def _host(**fields: object) -> dict[str, object]:
+def _host(**fields: object) -> dict[str, Any]:
     return schema.complete(schema.check(fields, schema.HOST_CONFIG, "HostConfig"),
                            schema.HOST_CONFIG)
 
@@ -229,7 +232,10 @@ def _host(**fields: object) -> dict[str, object]:
 def test_bad_host_config(fields: dict[str, object], text: str) -> None:
     began = time.monotonic()
     with pytest.raises(BAD, match=text):
-        validate.host_config(_host(**fields), {})
+        host = _host(**fields)
+        refused.host_config(host)
+        logopts.check(host["LogConfig"])
+        validate.host_config(host, {})
     assert time.monotonic() - began < 0.05
 
 

@@ -10,11 +10,14 @@ from carrel.engine.model import MountPoint
 _SHM = "/dev/shm"
 
 
-def kernel(host: Mapping[str, Any], *, shm_source: str, taken: set[str]
-           ) -> list[dict[str, Any]]:
-    """proc, dev, sys and their like. ``taken``: destinations that the user has mounted on."""
+def kernel(host: Mapping[str, Any], *, shm_source: str, taken: set[str],
+           writable_cgroups: str | None = None) -> list[dict[str, Any]]:
+    """proc, dev, sys and their like. ``taken``: destinations that the user has mounted on;
+    ``writable_cgroups``: "true" or "false" as ``--security-opt`` says, None for the default."""
     privileged = bool(host["Privileged"])
     access = "rw" if privileged else "ro"
+    cgroups = "rw" if (privileged if writable_cgroups is None else writable_cgroups == "true"
+                       ) else "ro"
     result = [
         _mount("/proc", "proc", "proc", ["nosuid", "noexec", "nodev"]),
         _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -22,7 +25,7 @@ def kernel(host: Mapping[str, Any], *, shm_source: str, taken: set[str]
                ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
         _mount("/sys", "sysfs", "sysfs", ["nosuid", "noexec", "nodev", access]),
         _mount("/sys/fs/cgroup", "cgroup", "cgroup",
-               ["nosuid", "noexec", "nodev", access]),
+               ["nosuid", "noexec", "nodev", cgroups]),
         _mount("/dev/mqueue", "mqueue", "mqueue", ["nosuid", "noexec", "nodev"]),
     ]
     shm = _shm(host, shm_source)
@@ -66,6 +69,8 @@ def user(points: Iterable[MountPoint], sources: Mapping[str, str]) -> list[dict[
         bind = "bind" if point.recursive == "disabled" else "rbind"
         options = [bind, point.propagation or "rprivate"]
         if not point.rw:
-            options.append("rro" if point.recursive == "readonly" else "ro")
+            options.append("ro")
+            if bind == "rbind" and point.recursive != "writable":
+                options.append("rro")  # mounts below it too; what does not know it has "ro"
         result.append(_mount(point.destination, "bind", sources[point.destination], options))
     return result

@@ -11,6 +11,7 @@ from carrel import errdefs
 from carrel.engine.spec import capabilities
 from carrel.engine.spec.user import User
 
+_TRUE = ("1", "t", "T", "true", "TRUE", "True")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -76,11 +77,10 @@ def security_options(options: Iterable[str]) -> dict[str, str]:
     """``--security-opt`` as key and value; ``label`` may come more than once."""
     result: dict[str, str] = {}
     for option in options:
-        if option == "no-new-privileges":
-            result["no-new-privileges"] = "true"
-            continue
         separator = "=" if "=" in option else ":"
-        key, _, value = option.partition(separator)
+        key, given, value = option.partition(separator)
+        if key in ("no-new-privileges", "writable-cgroups"):
+            value = "true" if not given or value in _TRUE else "false"
         result[key] = f"{result[key]},{value}" if key == "label" and key in result else value
     return result
 
