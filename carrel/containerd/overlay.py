@@ -14,6 +14,7 @@ import asyncio
 import errno
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -85,12 +86,17 @@ class Directories:
 
         ext4 does not hand out an inode that was freed in the last minutes, but looks at each
         of them for every file that it makes in that group: after the removal of an image,
-        the next one beside it took eight times as long.
+        the next one beside it took eight times as long.  The group follows from a hash of
+        the name, so the name is a random one first.
         """
+        if os.path.lexists(f"{self.root}/{name}"):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        random = f"apart-{secrets.token_hex(8)}"
         with self._lock:
             apart = storage.set_topdir(self._fd, True)
             try:
-                self._make(name, with_work=True)
+                self._make(random, with_work=True)
+                os.rename(random, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
             finally:
                 if apart:
                     storage.set_topdir(self._fd, False)
