@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -22,6 +23,8 @@ pytestmark = [
                        reason="this machine has cgroup v2 only"),
 ]
 PARENT = cgroup_parent("v1")
+#: children of the test that runs
+STARTED: list[int] = []
 
 
 @pytest.fixture
@@ -29,12 +32,9 @@ def manager() -> Iterator[cgroup.Manager]:
     manager = cgroup.open_manager(f"{PARENT}/c1")
     yield manager
     manager.kill_all(signal.SIGKILL)
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                time.sleep(0.005)
-        except ChildProcessError:
-            break
+    while STARTED:
+        with contextlib.suppress(ChildProcessError):  # the test waited for it
+            os.waitpid(STARTED.pop(), 0)
     manager.delete()
     cgroup.open_manager(PARENT).delete()
 
@@ -43,6 +43,7 @@ def child(manager: cgroup.Manager, work: Callable[[], int]) -> int:
     """A forked process that has joined, and then works; its pid."""
     joined, ready = os.pipe()
     pid = os.fork()
+    STARTED.append(pid)
     if pid == 0:
         code = 99
         try:

@@ -3,6 +3,7 @@ a hybrid machine what belongs to the hierarchy itself."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -20,6 +21,8 @@ from tests.leakcheck import cgroup_parent
 ROOT = next((p for p in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
              if os.path.exists(f"{p}/cgroup.controllers")), "")
 PARENT = cgroup_parent("v2")
+#: children of the test that runs
+STARTED: list[int] = []
 pytestmark = [pytest.mark.root, pytest.mark.vm,
               pytest.mark.skipif(not ROOT, reason="no cgroup v2 hierarchy is mounted")]
 
@@ -43,12 +46,9 @@ def manager() -> Iterator[ManagerV2]:
     manager = ManagerV2(f"{PARENT}/c1", f"{ROOT}{PARENT}/c1", ROOT)
     yield manager
     manager.kill_all(signal.SIGKILL)
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                time.sleep(0.005)
-        except ChildProcessError:
-            break
+    while STARTED:
+        with contextlib.suppress(ChildProcessError):  # the test waited for it
+            os.waitpid(STARTED.pop(), 0)
     manager.delete()
     ManagerV2(PARENT, f"{ROOT}{PARENT}", ROOT).delete()
     if ROOT.endswith("unified"):  # give back what v1 may want
@@ -60,6 +60,7 @@ def manager() -> Iterator[ManagerV2]:
 def child(manager: ManagerV2, work: Callable[[], int]) -> int:
     joined, ready = os.pipe()
     pid = os.fork()
+    STARTED.append(pid)
     if pid == 0:
         code = 99
         try:
