@@ -17,7 +17,6 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str = ""           # binary for the command driver, "" for Carrel's own
     shim: str = ""           # shim name, "" for the default of this daemon
-    args: list[str] = msgspec.field(default_factory=list)
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -49,7 +48,6 @@ class Config(msgspec.Struct, kw_only=True):
     default_ulimits: dict[str, tuple[int, int]] = msgspec.field(default_factory=dict)
     default_cgroupns_mode: str = ""
     default_ipc_mode: str = "private"
-    oom_score_adjust: int = 0
     log_driver: str = "json-file"
     log_opts: dict[str, str] = msgspec.field(default_factory=dict)
     # network
@@ -72,9 +70,6 @@ class Config(msgspec.Struct, kw_only=True):
     # registries
     insecure_registries: list[str] = msgspec.field(default_factory=list)
     registry_mirrors: list[str] = msgspec.field(default_factory=list)
-    max_concurrent_downloads: int = 3
-    max_concurrent_uploads: int = 5
-    max_download_attempts: int = 5
     # API over TCP
     tls: bool = False
     tlsverify: bool = False
@@ -83,6 +78,8 @@ class Config(msgspec.Struct, kw_only=True):
     tlskey: str = ""
     allow_insecure_tcp: bool = False
     validate: bool = False
+    #: the flags as they were given, for a reload of daemon.json
+    given: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def systemd_cgroups(self) -> bool:

@@ -22,6 +22,9 @@ from carrel.engine.store import Store
 from carrel.engine.watch import Watcher
 from carrel.proto.rpc import GrpcTransport, LocalTransport, Transport
 
+#: seconds beyond a container's own stop timeout: for the kill, and what follows it
+_GRACE = 5
+
 
 class Daemon:
     """Made from a config, started once, stopped once."""
@@ -112,18 +115,21 @@ class Daemon:
 
     def reload(self) -> None:
         """SIGHUP: what daemon.json says now, as far as it can change while running."""
+        config = self.config
         try:
-            fresh = flags.merge({"config_file": self.config.config_file}) \
-                if os.path.exists(self.config.config_file) else None
+            fresh = flags.merge(config.given)
         except (errdefs.CarrelError, OSError) as error:
             log.error(f"reload: {error}")
             return
-        if fresh:
-            for field in flags.RELOADABLE:
-                value, default = getattr(fresh, field), getattr(Config(), field)
-                if value != default:
-                    setattr(self.config, field, value)
-            log.configure("debug" if self.config.debug else self.config.log_level)
+        for field in Config.__struct_fields__:
+            if getattr(fresh, field) == getattr(config, field):
+                continue
+            if field in flags.RELOADABLE:
+                setattr(config, field, getattr(fresh, field))
+            else:
+                log.warning(f"reload: {field.replace('_', '-')} has changed, which takes effect "
+                            "at the next start of carreld")
+        log.configure("debug" if config.debug else config.log_level)
         if self._ctx:
             self._ctx.spawn(self._ctx.network.reload(), "network reload")
             self._ctx.events.publish("daemon", "reload", self._ctx.id,
@@ -144,19 +150,29 @@ class Daemon:
         await self._undo.aclose()
 
     async def _stop_containers(self, manager: Manager) -> None:
-        """All at once, each with its own patience, none longer than --shutdown-timeout."""
+        """All at once, each with its own patience. --shutdown-timeout bounds the whole,
+        but not below the patience that a container asked for, as in Docker."""
+        running = [c for c in manager.all() if c.running]
+        patience = [stop.patience(c) for c in running]
+        limit: float | None = None
+        if self.config.shutdown_timeout >= 0 and all(p >= 0 for p in patience):
+            limit = max([self.config.shutdown_timeout, *(p + _GRACE for p in patience)])
+
         async def one(container: model.Container) -> None:
-            limit = self.config.shutdown_timeout
-            own = container.config.get("StopTimeout")
-            seconds = own if isinstance(own, int) and own >= 0 else 10
             try:
-                await stop.stop(manager, container, seconds if limit < 0 else min(seconds, limit))
+                await stop.stop(manager, container, None)
             except errdefs.NotModified:
                 pass
             except (errdefs.CarrelError, OSError) as error:
                 log.error(f"stopping {container.id[:12]}: {error}", error)
 
-        await asyncio.gather(*(one(c) for c in manager.all() if c.running))
+        if running:
+            work = [asyncio.ensure_future(one(c)) for c in running]
+            _, late = await asyncio.wait(work, timeout=limit)
+            for task in late:
+                task.cancel()
+            if late:
+                log.error(f"{len(late)} containers did not stop in {limit:.0f} s")
 
 
 def make_network(ctx: EngineContext) -> Any:

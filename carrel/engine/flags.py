@@ -14,49 +14,10 @@ from typing import Any, NoReturn
 import msgspec
 
 from carrel import errdefs
-from carrel.engine import jsonio, log, logopts, mountspec, validate
+from carrel.engine import flagtable, jsonio, log, logopts, mountspec, validate
 from carrel.engine.config import CARREL_RUNTIME, RUNC_RUNTIME, Config, Runtime
 
 DEFAULT_CONFIG_FILE = "/etc/carrel/daemon.json"
-_SWITCH = {"action": argparse.BooleanOptionalAction, "default": None}
-#: flag -> (field of Config, argparse settings); many-valued ones are lists
-_FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "-H,--host": ("hosts", {"action": "append"}),
-    "--data-root": ("data_root", {}), "--exec-root": ("exec_root", {}),
-    "-p,--pidfile": ("pidfile", {}), "--config-file": ("config_file", {}),
-    "--containerd": ("containerd", {}), "--containerd-namespace": ("containerd_namespace", {}),
-    "-s,--storage-driver": ("snapshotter", {}), "-G,--group": ("group", {}),
-    "-D,--debug": ("debug", _SWITCH), "-l,--log-level": ("log_level", {}),
-    "--live-restore": ("live_restore", _SWITCH), "--cgroup-parent": ("cgroup_parent", {}),
-    "--exec-opt": ("exec_opts", {"action": "append"}),
-    "--default-runtime": ("default_runtime", {}), "--add-runtime": ("runtimes",
-                                                                    {"action": "append"}),
-    "--init": ("init", _SWITCH), "--init-path": ("init_path", {}),
-    "--label": ("labels", {"action": "append"}),
-    "--shutdown-timeout": ("shutdown_timeout", {"type": int}),
-    "--no-new-privileges": ("no_new_privileges", _SWITCH),
-    "--seccomp-profile": ("seccomp_profile", {}), "--default-shm-size": ("default_shm_size", {}),
-    "--default-ulimit": ("default_ulimits", {"action": "append"}),
-    "--default-cgroupns-mode": ("default_cgroupns_mode", {}),
-    "--default-ipc-mode": ("default_ipc_mode", {}), "--log-driver": ("log_driver", {}),
-    "--log-opt": ("log_opts", {"action": "append"}), "--bip": ("bip", {}),
-    "-b,--bridge": ("bridge", {}), "--default-gateway": ("default_gateway", {}),
-    "--fixed-cidr": ("fixed_cidr", {}),
-    "--default-address-pool": ("default_address_pools", {"action": "append"}),
-    "--dns": ("dns", {"action": "append"}), "--dns-opt": ("dns_options", {"action": "append"}),
-    "--dns-search": ("dns_search", {"action": "append"}), "--mtu": ("mtu", {"type": int}),
-    "--iptables": ("iptables", _SWITCH), "--ip6tables": ("ip6tables", _SWITCH),
-    "--ip-forward": ("ip_forward", _SWITCH), "--ip-masq": ("ip_masq", _SWITCH),
-    "--icc": ("icc", _SWITCH), "--ip": ("ip", {}), "--userland-proxy": ("userland_proxy", _SWITCH),
-    "--insecure-registry": ("insecure_registries", {"action": "append"}),
-    "--registry-mirror": ("registry_mirrors", {"action": "append"}),
-    "--max-concurrent-downloads": ("max_concurrent_downloads", {"type": int}),
-    "--max-concurrent-uploads": ("max_concurrent_uploads", {"type": int}),
-    "--max-download-attempts": ("max_download_attempts", {"type": int}),
-    "--tls": ("tls", _SWITCH), "--tlsverify": ("tlsverify", _SWITCH),
-    "--tlscacert": ("tlscacert", {}), "--tlscert": ("tlscert", {}), "--tlskey": ("tlskey", {}),
-    "--allow-insecure-tcp": ("allow_insecure_tcp", _SWITCH), "--validate": ("validate", _SWITCH),
-}
 #: keys of daemon.json that are not the flag's name
 _FILE_KEYS = {"host": "hosts", "label": "labels", "add-runtime": "runtimes",
               "exec-opt": "exec-opts",
@@ -64,10 +25,23 @@ _FILE_KEYS = {"host": "hosts", "label": "labels", "add-runtime": "runtimes",
               "insecure-registry": "insecure-registries",
               "registry-mirror": "registry-mirrors",
               "default-address-pool": "default-address-pools"}
+#: dockerd's settings that are not built: key of daemon.json -> the values that ask for nothing
+_UNBUILT: dict[str, tuple[Any, ...]] = {
+    "max-concurrent-downloads": (3,), "max-concurrent-uploads": (5,), "max-download-attempts": (5,),
+    "allow-direct-routing": (False,), "authorization-plugins": ([],), "bip6": ("",),
+    "bridge-accept-fwmark": ("",), "builder": ({}, None), "cdi-spec-dirs": ([],),
+    "cluster-advertise": ("",), "cpu-rt-period": (0,), "cpu-rt-runtime": (0,),
+    "default-network-opts": ({},), "experimental": (False,), "features":
+    ({}, {"containerd-snapshotter": True}), "fixed-cidr-v6": ("",), "default-gateway-v6": ("",),
+    "firewall-backend": ("", "nftables"), "generic-resources": ([],), "http-proxy": ("",),
+    "https-proxy": ("",), "no-proxy": ("",), "ipv6": (False,), "log-format": ("", "text"),
+    "metrics-addr": ("",), "node-generic-resources": ([],), "oom-score-adjust": (0,),
+    "proxies": ({},), "raw-logs": (False,), "selinux-enabled": (False,), "storage-opts": ([],),
+    "swarm-default-advertise-addr": ("",), "userland-proxy-path": ("",), "userns-remap": ("",),
+}
 #: fields that SIGHUP takes over into a running daemon
-RELOADABLE = ("debug", "labels", "live_restore", "insecure_registries", "registry_mirrors",
-              "max_concurrent_downloads", "max_concurrent_uploads", "max_download_attempts",
-              "runtimes", "default_runtime", "shutdown_timeout", "default_shm_size", "log_level")
+RELOADABLE = ("debug", "labels", "live_restore", "runtimes", "default_runtime", "shutdown_timeout",
+              "default_shm_size", "log_level")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,25 +51,37 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    result = _Parser(prog="carreld", allow_abbrev=False,
-                     description="The Docker Engine API, served by Carrel.")
-    for names_text, (field, settings) in _FLAGS.items():
-        result.add_argument(*names_text.split(","), dest=field, default=None,
-                            **{k: v for k, v in settings.items() if k != "default"})
-    result.add_argument("-v", "--version", action="store_true", default=False)
+    result = _Parser(prog="carreld", allow_abbrev=False, usage="carreld [OPTIONS]",
+                     description="The Docker Engine API, served by Carrel.",
+                     epilog="A setting stands on the command line or in daemon.json, not in both. "
+                     "SIGHUP reads daemon.json again.")
+    result.add_argument("-v", "--version", action="store_true", default=False,
+                        help="show the version and exit")
+    flagtable.add_to(result)
+    for name in ("max-concurrent-downloads", "max-concurrent-uploads", "max-download-attempts"):
+        result.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
     return result
 
 
 def load(arguments: list[str]) -> Config:
     """Flags over daemon.json over defaults; everything checked."""
-    given = vars(parser().parse_args(arguments))
+    given = vars(parser().parse_args(flagtable.switches(arguments)))
     if given.pop("version"):
         from carrel.engine.routes_system import VERSION
 
         print(f"Carrel version {VERSION}")
         raise SystemExit(0)
     flags = {k: v for k, v in given.items() if v is not None}
+    for name in _UNBUILT:
+        if name.replace("-", "_") in flags:
+            _unbuilt(name, flags.pop(name.replace("-", "_")), "--")
     return merge(flags)
+
+
+def _unbuilt(name: str, value: Any, prefix: str = "") -> None:
+    if not any(value == harmless and type(value) is type(harmless) for harmless in _UNBUILT[name]):
+        raise errdefs.NotImplementedYet(
+            f"{prefix}{name} is not implemented in Carrel (found {str(value)[:60]!r})")
 
 
 def merge(flags: dict[str, Any]) -> Config:
@@ -107,8 +93,17 @@ def merge(flags: dict[str, Any]) -> Config:
             "the following directives are specified both as a flag and in the configuration "
             f"file: {', '.join(both)}")
     values = {**from_file, **_convert(flags)}
-    config = msgspec.convert({**values, "config_file": path}, Config)
+    if _foreign(values.get("containerd")):
+        values.setdefault("default_runtime", "runc")  # whose shim every containerd has
+    try:
+        config = msgspec.convert({**values, "config_file": path, "given": dict(flags)}, Config)
+    except msgspec.ValidationError as error:
+        raise errdefs.InvalidParameter(f"{path}: {error}") from None
     return check(config)
+
+
+def _foreign(containerd: Any) -> bool:
+    return bool(containerd) and containerd != "embedded"
 
 
 def _convert(flags: dict[str, Any]) -> dict[str, Any]:
@@ -176,9 +171,9 @@ def read_file(path: str, *, required: bool) -> dict[str, Any]:
     value = jsonio.decode(raw) if raw.strip() else {}
     if not isinstance(value, dict):
         raise errdefs.InvalidParameter(f"{path}: an object is needed")
-    known = {_FILE_KEYS.get(n, n): field for n, field in (
-        (names_text.split(",")[-1].lstrip("-"), field)
-        for names_text, (field, _) in _FLAGS.items())}
+    known = {_FILE_KEYS.get(name, name): field for name, field in flagtable.names().items()}
+    for key in [k for k in value if k in _UNBUILT]:
+        _unbuilt(key, value.pop(key), f"{path}: ")
     result: dict[str, Any] = {}
     unknown = sorted(set(value) - set(known))
     if unknown:
@@ -193,9 +188,10 @@ def read_file(path: str, *, required: bool) -> dict[str, Any]:
 def _from_file(field: str, value: Any, path: str) -> Any:
     try:
         if field == "runtimes":
-            return {n: Runtime(path=r.get("path", ""), shim=r.get("runtimeType", ""),
-                               args=r.get("runtimeArgs") or []) for n, r in value.items()}
+            return {n: _runtime_of(n, r) for n, r in value.items()}
         if field == "default_ulimits":
+            for name, limit in value.items():
+                validate.ulimit({**limit, "Name": name})
             return {n: (u["Soft"], u["Hard"]) for n, u in value.items()}
         if field == "default_shm_size":
             return validate.size(str(value))
@@ -204,6 +200,16 @@ def _from_file(field: str, value: Any, path: str) -> Any:
     except (AttributeError, KeyError, TypeError):
         raise errdefs.InvalidParameter(f"{path}: invalid value for {field}") from None
     return value
+
+
+def _runtime_of(name: str, value: dict[str, Any]) -> Runtime:
+    for key, content in value.items():
+        if key not in ("path", "runtimeType", "runtimeArgs", "options"):
+            raise errdefs.InvalidParameter(f"runtime {name[:40]}: unknown key {key[:40]!r}")
+        if key in ("runtimeArgs", "options") and content:
+            raise errdefs.NotImplementedYet(
+                f"runtime {name[:40]}: {key} are not implemented in Carrel")
+    return Runtime(path=value.get("path", ""), shim=value.get("runtimeType", ""))
 
 
 def _exec_options(config: Config) -> None:
@@ -232,18 +238,39 @@ def _exec_options(config: Config) -> None:
 
 
 def check(config: Config) -> Config:
-    """Values that only make sense together; adds the runtimes that are always there."""
+    """Values that only make sense together; what was left open is filled in."""
     if config.log_level not in log.LEVELS:
         raise errdefs.InvalidParameter(f"invalid logging level: {config.log_level[:40]}")
+    _paths(config)
+    _runtimes(config)
+    _layer(config)
+    _exec_options(config)
+    _container_defaults(config)
+    for label in config.labels:
+        _pair(label, "--label")
+    for address in config.dns:
+        validate.ip(address)
+    if config.mtu and not 68 <= config.mtu <= 65535:
+        raise errdefs.InvalidParameter(f"invalid MTU: {config.mtu}")
+    return config
+
+
+def _paths(config: Config) -> None:
     for name in ("data_root", "exec_root"):
-        path = getattr(config, name)
-        if not os.path.isabs(path):
-            setattr(config, name, os.path.abspath(path))
+        setattr(config, name, os.path.abspath(getattr(config, name)))
     if len(os.fsencode(config.exec_root)) > 50:
         raise errdefs.InvalidParameter(
             f"--exec-root {config.exec_root} is too long: the sockets below it would have paths "
             "that the kernel does not take (50 bytes at most)")
-    foreign = bool(config.containerd) and config.containerd != "embedded"
+    if not config.hosts:
+        config.hosts = [f"unix://{config.exec_root}/carrel.sock"]
+    if not config.pidfile:
+        config.pidfile = f"{config.exec_root}/carreld.pid"
+
+
+def _runtimes(config: Config) -> None:
+    """Those that are always there, and those that were added."""
+    foreign = _foreign(config.containerd)
     known = {"carrel": Runtime(shim=CARREL_RUNTIME), "runc": Runtime(shim=RUNC_RUNTIME)}
     known["io.containerd.runc.v2"] = Runtime(shim=RUNC_RUNTIME)
     known["io.containerd.carrel.v1"] = Runtime(shim=CARREL_RUNTIME)
@@ -251,34 +278,45 @@ def check(config: Config) -> Config:
         # our shim drives runc's command line: nothing of Docker's needs to be installed
         known["runc"] = Runtime(shim=CARREL_RUNTIME, path="runc")
     for name, runtime in config.runtimes.items():
-        if name in ("carrel",):
+        if name == "carrel":
             raise errdefs.InvalidParameter(f"runtime name '{name}' is reserved")
         shim = runtime.shim or (RUNC_RUNTIME if foreign else CARREL_RUNTIME)
-        known[name] = Runtime(path=runtime.path, shim=shim, args=runtime.args)
+        known[name] = Runtime(path=runtime.path, shim=shim)
     config.runtimes = known
     if config.default_runtime not in known:
         raise errdefs.InvalidParameter(
             f"specified default runtime '{config.default_runtime[:40]}' does not exist")
-    _exec_options(config)
+
+
+def _layer(config: Config) -> None:
+    """What depends on whose containerd it is."""
+    if not mountspec.VOLUME_NAME.fullmatch(config.containerd_namespace):
+        raise errdefs.InvalidParameter("invalid --containerd-namespace")
+    if not _foreign(config.containerd):
+        if config.snapshotter != "overlayfs":
+            raise errdefs.InvalidParameter(
+                f"storage driver '{config.snapshotter[:40]}' is not there: Carrel's containerd "
+                "has overlayfs")
+        return
+    for name, value in (("registry-mirror", config.registry_mirrors),
+                        ("insecure-registry", config.insecure_registries)):
+        if value:
+            raise errdefs.InvalidParameter(
+                f"--{name} has no effect on another containerd", hint="put it into that "
+                "containerd's certs.d/<host>/hosts.toml")
+
+
+def _container_defaults(config: Config) -> None:
     logopts.check({"Type": config.log_driver, "Config": config.log_opts})
-    for label in config.labels:
-        _pair(label, "--label")
-    for address in config.dns:
-        validate.ip(address)
+    if config.default_shm_size <= 0:
+        raise errdefs.InvalidParameter("--default-shm-size must be more than 0")
     if config.default_ipc_mode not in ("private", "shareable"):
         raise errdefs.InvalidParameter(
             f"IPC mode '{config.default_ipc_mode[:20]}' is not supported as default")
     if config.default_cgroupns_mode not in ("", "private", "host"):
         raise errdefs.InvalidParameter("default cgroup namespace mode must be private or host")
-    if not mountspec.VOLUME_NAME.fullmatch(config.containerd_namespace):
-        raise errdefs.InvalidParameter("invalid --containerd-namespace")
-    if not config.hosts:
-        config.hosts = [f"unix://{config.exec_root}/carrel.sock"]
-    if not config.pidfile:
-        config.pidfile = f"{config.exec_root}/carreld.pid"
     if config.seccomp_profile and config.seccomp_profile not in ("builtin", "unconfined"):
         with open(config.seccomp_profile, encoding="utf-8") as f:
             config.seccomp_profile = f.read(jsonio.MAX_BODY)
-    return config
-
-
+        if not isinstance(jsonio.decode(config.seccomp_profile), dict):
+            raise errdefs.InvalidParameter("--seccomp-profile: an object is needed")

@@ -55,6 +55,8 @@ async def start(manager: Manager, container: Container) -> None:
 
 async def start_locked(manager: Manager, container: Container) -> None:
     """The work itself; the caller holds the lock."""
+    if manager.stopping:
+        raise errdefs.Unavailable("the daemon is shutting down")
     await finish.settled(container)
     container.no_restart = False
     container.exit_seen = asyncio.Event()

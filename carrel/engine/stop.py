@@ -22,6 +22,12 @@ def stop_signal(container: Container, given: str | None = None) -> int:
     return signals.parse(given or container.config.get("StopSignal") or "SIGTERM")
 
 
+def patience(container: Container) -> int:
+    """Seconds between the signal and SIGKILL; negative: for ever."""
+    own = container.config.get("StopTimeout")
+    return own if isinstance(own, int) else DEFAULT_TIMEOUT
+
+
 async def stop(manager: Manager, container: Container, timeout: int | None,
                signal: str | None = None) -> None:
     """Ask, wait, force. Returns when the container is stopped and its ports are free."""
@@ -33,9 +39,7 @@ async def stop(manager: Manager, container: Container, timeout: int | None,
         container.record.manually_stopped = True
     if await _was_between_runs(manager, container):
         return
-    if timeout is None:
-        timeout = container.config.get("StopTimeout")
-    seconds = DEFAULT_TIMEOUT if timeout is None else timeout
+    seconds = patience(container) if timeout is None else timeout
     await _send(manager, container, number)
     if not await _gone(container, None if seconds < 0 else float(seconds)):
         await kill_and_wait(manager, container)
