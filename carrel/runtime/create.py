@@ -210,6 +210,9 @@ class Maker:
         start = self.launch
         assert start.socket is not None and start.child is not None
         launch.close_fifo(start)
+        # Written while the child works; it gets its name only when the child is ready.
+        record = self._record()
+        aside = state.write_aside(start.folder, state.STATE, json.dumps(record).encode())
         while True:
             packet, fds = report.receive(start.socket)
             kind = packet[:1]
@@ -243,7 +246,13 @@ class Maker:
                 self.console = fds[0]
             else:
                 raise self._vanished()
-        return self._made()
+        if record["pid"] == start.pid:
+            os.rename(aside, f"{start.folder}/{state.STATE}")
+        else:  # another process took its place
+            record = self._record()
+            os.unlink(aside)
+            state.save(start.root, start.id, record)
+        return self._made(record)
 
     def _answer_source(self, index: int) -> None:
         assert self.launch.socket is not None
@@ -274,9 +283,9 @@ class Maker:
         return errors.failure(0, f"unable to start container process{how or ': init vanished'}",
                               "child")
 
-    def _made(self) -> Container:
+    def _record(self) -> Spec:
         start = self.launch
-        record = {
+        return {
             "ociVersion": runtime_spec.VERSION, "id": start.id, "pid": start.pid,
             "startTime": state.start_time(start.pid), "bundle": self.bundle,
             "rootfs": self.rootfs, "created": _now(), "owner": os.geteuid(),
@@ -285,7 +294,9 @@ class Maker:
             "systemdCgroup": self.settings.systemd_cgroup,
             "noNewKeyring": self.settings.no_new_keyring,
         }
-        state.save(start.root, start.id, record)
+
+    def _made(self, record: Spec) -> Container:
+        start = self.launch
         assert start.socket is not None
         container = Container(start.id, start.root, record, spec=self.spec)
         container.pidfd = start.pidfd

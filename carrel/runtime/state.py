@@ -39,6 +39,11 @@ def directory(root: str, id: str) -> str:
 
 def write(folder: str, name: str, data: bytes) -> None:
     """Replace ``name`` at once: a reader sees the old file or the new one."""
+    os.rename(write_aside(folder, name, data), f"{folder}/{name}")
+
+
+def write_aside(folder: str, name: str, data: bytes) -> str:
+    """The new ``name`` under another one, which is returned."""
     temporary = f"{folder}/.{name}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
                  | os.O_NOFOLLOW, 0o600)
@@ -48,7 +53,7 @@ def write(folder: str, name: str, data: bytes) -> None:
             view = view[os.write(fd, view):]
     finally:
         os.close(fd)
-    os.rename(temporary, f"{folder}/{name}")
+    return temporary
 
 
 def read(path: str, *, follow: bool = False) -> bytes:

@@ -76,6 +76,8 @@ class AttachClient:
         self._writer = Writer(streams.loop, os.dup(connection.fileno()))
         self._writer.on_broken = self.close
         self._registered = True
+        #: input that came before there was a place for it
+        self._early = b""
         streams.loop.add(connection.fileno(), poll.IN, self._ready)
 
     @property
@@ -133,11 +135,21 @@ class AttachClient:
     def _input(self, data: bytes) -> None:
         stdin = self._streams.stdin
         if stdin is None:
+            if self._streams.awaits_console:
+                # typed ahead: nothing more is read until the terminal is there
+                self._early = data
+                self._unregister()
             return
         stdin.write(STDIN, data)
         if stdin.full:
             self._unregister()
             stdin.on_room(self._resume)
+
+    def console_is_there(self) -> None:
+        early, self._early = self._early, b""
+        if early:
+            self._resume()
+            self._input(early)
 
     def _resume(self) -> None:
         if not self._registered and self._socket.fileno() >= 0:
@@ -229,9 +241,16 @@ class CaptureStreams(Streams):
     def _console_sink(self) -> Sink:
         return self.sink
 
+    @property
+    def awaits_console(self) -> bool:
+        """Attached to before the start: the process's terminal is still to come."""
+        return self.stdio.terminal and self.console < 0 and not self._ended
+
     def _console_stdin(self, writer: Writer) -> None:
         self._sinks.append(writer)
         self.stdin = writer
+        for client in list(self.sink.clients):
+            client.console_is_there()
 
     def _accept(self, _events: int) -> None:
         if self._listener is None:

@@ -15,6 +15,7 @@ the worker is gone, and its pages with it.  An exec has a worker of its own.
 from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
+import gc
 import os
 
 from carrel import errdefs
@@ -42,11 +43,12 @@ class Worker:
 
     __slots__ = ("_loop", "_socket", "pid")
 
-    def __init__(self) -> None:
+    def __init__(self, *, ahead: bool = False) -> None:
+        """``ahead``: nothing is asked yet, so there is time to get ready for it."""
         ours, theirs = pair()
         pid, pidfd = k.clone(0)
         if pid == 0:
-            _work(theirs)
+            _work(theirs, ahead)
         os.close(pidfd)
         theirs.close()
         self.pid = pid
@@ -86,7 +88,11 @@ def clone_sibling(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     return k.clone(flags | k.CLONE_PARENT, cgroup_fd)
 
 
-def _work(control: Socket) -> NoReturn:
+#: a config.json to rehearse with; the zygote's
+rehearsal = b""
+
+
+def _work(control: Socket, ahead: bool) -> NoReturn:
     code = 1
     try:
         number = control.fileno()
@@ -94,6 +100,11 @@ def _work(control: Socket) -> NoReturn:
             k.close_range(3, number - 1)
         k.close_range(number + 1, 0xFFFFFFFF)
         signal.set_wakeup_fd(-1)  # the shim's, and closed just now
+        gc.disable()  # this process ends before it would pay
+        kernel = Sibling()
+        if ahead and rehearsal:
+            from carrel.runtime.rehearse import once
+            once(rehearsal)
         made: api.Container | None = None
         while True:
             packet, fds = receive_descriptors(control, PACKET_MAX, 3)
@@ -108,9 +119,9 @@ def _work(control: Socket) -> NoReturn:
                     explain.save(made.bundle)
                     answer: Answer = {}
                 elif request["op"] == "exec":
-                    answer, console = _exec(request, fds)
+                    answer, console = _exec(request, fds, kernel)
                 else:
-                    answer, made = _create(request, fds)
+                    answer, made = _create(request, fds, kernel)
                     if made is not None and made.console >= 0:
                         console.append(made.console)
             except Exception as error:
@@ -130,7 +141,8 @@ def make_settings(values: dict[str, bool]) -> Settings:
                     systemd_cgroup=values["systemd_cgroup"])
 
 
-def _create(request: Answer, fds: list[int]) -> tuple[Answer, api.Container | None]:
+def _create(request: Answer, fds: list[int],
+            kernel: Sibling) -> tuple[Answer, api.Container | None]:
     config = read_config(request["bundle"])
     if needs_parent(config):
         return {"unsuitable": True}, None
@@ -140,7 +152,7 @@ def _create(request: Answer, fds: list[int]) -> tuple[Answer, api.Container | No
             request["id"], request["bundle"], request["root"],
             stdio=(fds[0], fds[1], fds[2]) if fds else None, terminal=request["terminal"],
             rootfs_mounts=request["mounts"] or None, settings=make_settings(request["settings"]),
-            kernel=Sibling())
+            kernel=kernel)
     except ChildProcessError:
         raise errdefs.SystemFailure(
             "unable to start container process: init vanished") from None
@@ -171,9 +183,9 @@ def shares_pids(spec: dict[str, Any]) -> bool:
     return not any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
 
 
-def _exec(request: Answer, fds: list[int]) -> tuple[Answer, list[int]]:
+def _exec(request: Answer, fds: list[int], kernel: Sibling) -> tuple[Answer, list[int]]:
     container = api.load(request["id"], request["root"])
     process = container.exec(
         request["process"], (fds[0], fds[1], fds[2]) if fds else None, request["terminal"],
-        kernel=Sibling())
+        kernel=kernel)
     return {"pid": process.pid}, [process.console] if process.console >= 0 else []

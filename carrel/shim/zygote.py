@@ -24,7 +24,7 @@ from carrel import runtime
 from carrel.kernel import cgroup
 from carrel.kernel import syscalls as k
 from carrel.oci import json
-from carrel.shim import daemon
+from carrel.shim import daemon, heap, worker
 from carrel.shim.sockets import Socket, pair
 from carrel.shim.worker import Worker
 
@@ -52,6 +52,7 @@ def main() -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
+    heap.fill_holes()
     gc.freeze()
     ready = select.poll()
     ready.register(control, select.POLLIN)
@@ -143,6 +144,7 @@ def warm() -> None:
     """Import and prepare what a shim will use, so that no child has to."""
     from importlib import import_module
 
+    from carrel.runtime import rehearse as start
     from carrel.shim import rehearse
     runtime.warm()
     mode = cgroup.layout().mode
@@ -151,7 +153,9 @@ def warm() -> None:
     for name in (*_LAZY, *versions):
         import_module(name)
     rehearse.rehearse()
+    config = worker.rehearsal = start.text()
     for _ in range(rehearse.TIMES):
+        start.once(config)
         json.dumps({"seq": 1, "pid": 1, "address": parse(json.loads(
             '{"op": "start", "seq": 1, "namespace": "n", "id": "i", "bundle": "/b", '
             '"socket": "/s", "publish": "/p", "debug": false}')).address})
@@ -168,9 +172,9 @@ def child(control: Socket, packet: bytes, own: Socket | None) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         daemon.leave_parent(control.fileno(), *([own.fileno()] if own is not None else []))
         daemon.adjust_oom_score()
-        worker: Worker | None = None
+        helper: Worker | None = None
         if own is not None:
-            worker = Worker()
+            helper = Worker(ahead=True)
             packet = own.recv(PACKET_MAX)
         started = start(control, packet) if packet else None
         control.close()
@@ -181,7 +185,7 @@ def child(control: Socket, packet: bytes, own: Socket | None) -> NoReturn:
                 pass  # the zygote is gone; the shim lives
             own.close()
         if started is not None:
-            daemon.serve(*started, worker or Worker())
+            daemon.serve(*started, helper or Worker())
         code = 0
     finally:
         os._exit(code)

@@ -146,11 +146,7 @@ def test_exec_on_a_terminal(live: Live) -> None:
         assert terminal.finish() == 4
 
 
-def test_what_is_typed_before_the_command_runs_is_not_lost(
-        live: Live, request: pytest.FixtureRequest) -> None:
-    if "carreld" in request.node.name:
-        request.applymarker(pytest.mark.xfail(
-            reason="the shim drops input that arrives before an exec's console exists"))
+def test_what_is_typed_before_the_command_runs_is_not_lost(live: Live) -> None:
     with container(live, "busybox", "sleep", "1000") as name:
         terminal = Terminal(live, "exec", "-it", name, "sh")
         terminal.send(b"echo rea''dy; exit 4\n")

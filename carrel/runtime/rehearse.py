@@ -1,0 +1,79 @@
+"""A start that is planned and carried out against nothing.
+
+``once`` runs the code that a start runs: parsing, validation, planning, the child's
+operations, the latter against a kernel that does not exist.  CPython rewrites
+byte code the first times that it runs (in the zygote: shared by all), and a page
+that a clone has written to is its own (in a worker that waits: not copied
+when the request is there).
+"""
+
+from __future__ import annotations
+
+from errno import ENOENT
+
+from carrel.kernel import seccomp
+from carrel.kernel.fake import FakeKernel
+from carrel.oci import json, runtime_spec
+from carrel.runtime import create, launch, template
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Spec = dict[str, Any]
+
+_BUNDLE = "/nonexistent/rehearsal"
+_LAYER = {"type": "overlay", "source": "overlay",
+          "options": ["lowerdir=/a:/b", "upperdir=/c", "workdir=/d"]}
+_PRIVATE = ("rbind", "rprivate")
+
+
+def text() -> bytes:
+    """A config.json much like those that come from a daemon."""
+    spec = template.default_spec()
+    process = spec["process"]
+    process["terminal"] = False
+    process["env"] = [*process["env"], "HOSTNAME=rehearsal", "HOME=/root"]
+    process["user"]["additionalGids"] = [0]
+    process["noNewPrivileges"] = False
+    spec["root"]["readonly"] = False
+    spec["mounts"] += [{"destination": f"/etc/{name}", "type": "bind", "source": f"/{name}",
+                        "options": list(_PRIVATE)} for name in ("hosts", "resolv.conf")]
+    linux = spec["linux"]
+    linux["namespaces"] = [n for n in linux["namespaces"] if n["type"] != "network"]
+    linux["cgroupsPath"] = "/rehearsal"
+    linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1, "syscalls": [
+            {"names": [f"call_{number}" for number in range(360)], "action": "SCMP_ACT_ALLOW"},
+            *({"names": ["personality"], "action": "SCMP_ACT_ALLOW",
+               "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]}
+              for value in range(30))]}
+    linux["resources"]["devices"] *= 8
+    return json.dumps(spec).encode()
+
+
+class Stage(FakeKernel):
+    """Some paths are missing until they are made."""
+
+    def _call(self, name: str, args: tuple[Any, ...]) -> Any:
+        if name == "lstatat" and any(m.endswith("/" + args[1]) for m in self.missing):
+            raise FileNotFoundError(ENOENT, "No such file or directory", args[1])
+        if name in ("mkdirat", "openat"):
+            self.missing = tuple(m for m in self.missing if not m.endswith("/" + args[1]))
+        return super()._call(name, args)
+
+
+def once(raw: bytes) -> None:
+    """Leaves nothing: no file, no descriptor, no process, no filter."""
+    spec: Spec = json.loads(raw)
+    runtime_spec.check(spec)
+    kernel = Stage(missing=("/dev/pts", "/dev/shm", "/etc/hosts", "/proc/scsi"))
+    kernel.open.update(dict.fromkeys((0, 1, 2), "/dev/null"))
+    with seccomp.pretended(spec["linux"]["seccomp"]):
+        maker = create.Maker(spec, _BUNDLE, launch.Launch("rehearsal", "/nonexistent"),
+                             create.Settings(), kernel)
+        maker.plan(raw, None, [_LAYER], None)
+    maker.descriptors.clear()  # they exist in that kernel only
+    child = maker.child
+    for operation in (*child.before, *child.after_go):
+        operation.execute(kernel)
