@@ -25,14 +25,16 @@ _IN_CREATE, _IN_MOVED_TO, _IN_DELETE_SELF = 0x100, 0x80, 0x400
 _encode = msgspec.json.Encoder().encode
 
 
-class Entry(msgspec.Struct):
+class Entry(msgspec.Struct, gc=False):
+    """``gc=False``: a log is a million of these, and none can be part of a cycle."""
+
     log: str
     stream: str = "stdout"
     time: str = timefmt.ZERO
-    attrs: dict[str, str] = {}
+    attrs: dict[str, str] | None = None
 
 
-_decode = msgspec.json.Decoder(Entry).decode
+_decoder = msgspec.json.Decoder(Entry)
 
 
 class Writer:
@@ -126,9 +128,17 @@ def remove(path: str) -> None:
 def parse(line: bytes) -> Entry | None:
     """None for a line that is no entry: half-written, or damaged."""
     try:
-        return _decode(line)
+        return _decoder.decode(line)
     except msgspec.MsgspecError:
         return None
+
+
+def parse_lines(lines: bytes) -> list[Entry]:
+    """All entries of whole lines, in one call; line by line only where one is damaged."""
+    try:
+        return _decoder.decode_lines(lines)
+    except msgspec.MsgspecError:
+        return [entry for entry in map(parse, lines.split(b"\n")) if entry is not None]
 
 
 def _open_log(path: str) -> BinaryIO | None:
@@ -190,22 +200,22 @@ class Reader:
             block = stream.read(_BLOCK)
             if not block:
                 return
-            lines = (self._partial + block).split(b"\n")
-            self._partial = lines.pop()
-            batch = list(self._wanted(map(parse, lines)))
+            block = self._partial + block
+            end = block.rfind(b"\n") + 1
+            self._partial = block[end:]
+            batch = parse_lines(block[:end])
+            if self._since is not None or self._until is not None:
+                batch = list(self._within(batch))
             if batch:
                 yield batch
 
-    def _wanted(self, entries: Iterable[Entry | None]) -> Iterator[Entry]:
+    def _within(self, entries: Iterable[Entry]) -> Iterator[Entry]:
         for entry in entries:
-            if entry is None:
+            when = timefmt.parse_rfc3339(entry.time)
+            if self._since is not None and when < self._since:
                 continue
-            if self._since is not None or self._until is not None:
-                when = timefmt.parse_rfc3339(entry.time)
-                if self._since is not None and when < self._since:
-                    continue
-                if self._until is not None and when > self._until:
-                    continue
+            if self._until is not None and when > self._until:
+                continue
             yield entry
 
     async def entries(self) -> AsyncIterator[list[Entry]]:

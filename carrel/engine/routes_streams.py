@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSMsgType, web
@@ -19,6 +20,8 @@ from carrel.engine.streams import STDERR, STDOUT, Session
 if TYPE_CHECKING:
     from carrel.engine.manager import Manager
 
+#: a frame's stream and size, in one call; the frame of streams.frame()
+_frame_head = struct.Struct(">B3xI").pack
 _WAIT = {"": "not-running", "not-running": "not-running", "next-exit": "next-exit",
          "removed": "removed"}
 
@@ -249,23 +252,28 @@ class _Renderer:
         self._timestamps, self._details = timestamps, details
 
     def __call__(self, batch: list[jsonlog.Entry]) -> bytes:
-        out = bytearray()
+        parts = []
         for entry in batch:
-            if entry.stream not in self._want:
+            stream = entry.stream
+            if stream not in self._want:
                 continue
-            text = entry.log.encode()
+            text = entry.log
             if self._details:
-                attrs = ",".join(f"{k}={v}" for k, v in sorted(entry.attrs.items()))
-                text = f"{attrs} ".encode() + text
+                attrs = ",".join(f"{k}={v}" for k, v in sorted((entry.attrs or {}).items()))
+                text = f"{attrs} {text}"
             if self._timestamps:
-                text = _padded(entry.time).encode() + b" " + text
-            out += streams.frame(STDERR if entry.stream == "stderr" else STDOUT, text) \
-                if self._framed else text
-        return bytes(out)
+                text = f"{_padded(entry.time)} {text}"
+            data = text.encode()
+            if self._framed:
+                parts.append(_frame_head(STDERR if stream == "stderr" else STDOUT, len(data)))
+            parts.append(data)
+        return b"".join(parts)
 
 
 def _padded(stamp: str) -> str:
     """Nine digits of fraction always, so that columns line up."""
+    if len(stamp) == 30 and stamp[19] == "." and stamp[29] == "Z":
+        return stamp    # has them
     head, dot, fraction = stamp.rstrip("Z").partition(".")
     return f"{head}.{fraction if dot else '':0<9}Z"
 

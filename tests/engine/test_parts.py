@@ -20,6 +20,7 @@ from carrel.engine import (
     mountspec,
     names,
     refused,
+    routes_streams,
     schema,
     server,
     signals,
@@ -403,3 +404,27 @@ def test_store(tmp_path: Path) -> None:
     assert again.all("container") == [("1", {"a": 1})]
     assert again.delete("container", "1") and again.owner("container", "web") is None
     again.close()
+
+
+async def test_log_with_damaged_lines(tmp_path: Path) -> None:
+    """What is no entry is left out, wherever it is, and the lines around it are not."""
+    path = tmp_path / "d-json.log"
+    good = [f'{{"log":"line {n} \\u00e9\\n","stream":"stdout","time":"2026-01-01T00:00:00Z"}}\n'
+            for n in range(5000)]
+    damaged = ["\n", '{"log":"half', '{"log":1}\n', "\0\0\0\n"]
+    text = [*good[:2000], damaged[0], damaged[1] + "\n", *good[2000:4000], *damaged[2:],
+            *good[4000:], '{"log":"not ended']
+    path.write_text("".join(text))
+    entries = await _all(jsonlog.Reader(str(path)))
+    assert entries == [f"line {n} \u00e9\n" for n in range(5000)]
+
+
+def test_renderer_frames_and_stamps() -> None:
+    entries = jsonlog.parse_lines(
+        b'{"log":"a\\n","stream":"stderr","time":"2026-01-01T00:00:00.5Z","attrs":{"k":"v"}}\n'
+        b'{"log":"\xc3\xa9","stream":"stdout","time":"2026-01-01T00:00:00.123456789Z"}\n')
+    both = {"stdout", "stderr"}
+    plain = routes_streams._Renderer(both, framed=True, timestamps=False, details=False)
+    assert plain(entries) == b"\2\0\0\0\0\0\0\2a\n" + b"\1\0\0\0\0\0\0\2\xc3\xa9"
+    full = routes_streams._Renderer({"stderr"}, framed=False, timestamps=True, details=True)
+    assert full(entries) == b"2026-01-01T00:00:00.500000000Z k=v a\n"
