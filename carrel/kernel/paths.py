@@ -9,7 +9,7 @@ relative to a descriptor that such a walk returned.
 from __future__ import annotations
 
 import os
-from errno import EEXIST, EINVAL, ELOOP, ENOENT, ENOTDIR, EXDEV
+from errno import EAGAIN, EEXIST, EINVAL, ELOOP, ENOENT, ENOTDIR, EXDEV
 from stat import S_ISDIR, S_ISLNK
 
 from carrel.kernel.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
@@ -21,11 +21,20 @@ if TYPE_CHECKING:
 IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 _PATH = os.O_PATH | os.O_CLOEXEC
 _MAX_LINKS = 255
+#: a walk over ``..`` that meets a rename or a mount anywhere on the machine is to be
+#: done again: the kernel could not tell whether it stayed below the root
+_ATTEMPTS = 2000
 
 
 def open_in_root(kernel: Any, root_fd: int, path: str, flags: int = _PATH) -> int:
     """Open ``path`` as seen from inside ``root_fd``."""
-    return int(kernel.openat2(root_fd, path.lstrip("/") or ".", flags, IN_ROOT))
+    for attempt in range(_ATTEMPTS):
+        try:
+            return int(kernel.openat2(root_fd, path.lstrip("/") or ".", flags, IN_ROOT))
+        except BlockingIOError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise OSError(EAGAIN, os.strerror(EAGAIN), path)
 
 
 def find_in_root(kernel: Any, root_fd: int, path: str) -> int:

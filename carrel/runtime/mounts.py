@@ -176,6 +176,9 @@ class Mount(MountOperation):
         if self.options.copy_up:
             from carrel.runtime.copyup import copy_tree
             copy_tree(kernel, self.view.root_fd, self.destination, tree)
+        if self.fstype == "tmpfs" or (self.destination.startswith("/proc/")
+                                      and self.fstype != "proc"):
+            check_proc(kernel, self.destination, target, tree)
         kernel.move_mount(tree, target, self.destination)
         kernel.close(target)
         set_propagation(kernel, tree, self.options)
@@ -236,6 +239,7 @@ class BindMount(MountOperation):
             target = paths.make_directory(kernel, self.view.root_fd, self.destination)
         else:
             target = paths.make_file(kernel, self.view.root_fd, self.destination)
+        check_proc(kernel, self.destination, target, tree)
         if options.flags_asked:
             self._set_attributes(kernel, tree)
         if options.recursive_set or options.recursive_clear:
@@ -490,6 +494,24 @@ def new_filesystem(kernel: Any, fstype: str, source: str, data: list[str] | tupl
         return int(kernel.fsmount(context, attributes))
     finally:
         kernel.close(context)
+
+
+#: below /proc a bind may cover these only: statistics that somebody gives another view of
+_PROC_FILES = frozenset("/proc/" + name for name in (
+    "cpuinfo", "diskstats", "loadavg", "meminfo", "slabinfo", "stat", "swaps", "uptime",
+    "net/dev", "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled"))
+
+
+def check_proc(kernel: Any, destination: str, target: int, tree: int) -> None:
+    """Nothing but a procfs on /proc, nothing inside it: what the kernel tells and hides
+    there is not to be replaced (CVE-2019-19921). Looked up at the target's descriptor,
+    so that a link of the image leads to the same answer."""
+    if destination.rstrip("/") == "/proc":
+        if kernel.fstatfs_type(tree) != syscalls.PROC_SUPER_MAGIC:
+            raise OSError(EINVAL, '"/proc" cannot be mounted because it is not of type proc')
+    elif kernel.fstatfs_type(target) == syscalls.PROC_SUPER_MAGIC \
+            and destination not in _PROC_FILES:
+        raise OSError(EINVAL, f'"{destination}" cannot be mounted because it is inside /proc')
 
 
 def set_propagation(kernel: Any, tree: int, options: Options) -> None:
