@@ -88,7 +88,7 @@ def clone_sibling(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     return k.clone(flags | k.CLONE_PARENT, cgroup_fd)
 
 
-#: a config.json to rehearse with; the zygote's
+#: a config.json to rehearse with, where that went well in the zygote
 rehearsal = b""
 
 

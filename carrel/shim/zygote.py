@@ -153,12 +153,17 @@ def warm() -> None:
     for name in (*_LAZY, *versions):
         import_module(name)
     rehearse.rehearse()
-    config = worker.rehearsal = start.text()
+    config = start.text()
     for _ in range(rehearse.TIMES):
-        start.once(config)
         json.dumps({"seq": 1, "pid": 1, "address": parse(json.loads(
             '{"op": "start", "seq": 1, "namespace": "n", "id": "i", "bundle": "/b", '
             '"socket": "/s", "publish": "/p", "debug": false}')).address})
+    try:
+        for _ in range(rehearse.TIMES):
+            start.once(config)
+        worker.rehearsal = config
+    except Exception as error:  # it costs time, nothing else
+        os.write(2, f"zygote: the rehearsal of a start failed: {error}\n".encode())
 
 
 def child(control: Socket, packet: bytes, own: Socket | None) -> NoReturn:
