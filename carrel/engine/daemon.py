@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from carrel import errdefs
-from carrel.engine import flags, log, model, restore, server, sockets, stop
+from carrel.engine import flags, guard, log, model, restore, server, sockets, stop
 from carrel.engine.child import Child
 from carrel.engine.config import Config
 from carrel.engine.containerd import Client
@@ -104,14 +104,15 @@ class Daemon:
 
     async def _listen(self, ctx: EngineContext) -> None:
         app = server.application(server.Api(server.all_routes(ctx)))
-        runner = server.runner(app)
+        runner = guard.Runner(app)
         await runner.setup()
         self._undo.push_async_callback(runner.cleanup)
-        for sock, context in sockets.open_all(self.config):
+        for sock, context, path in sockets.open_all(self.config):
             sock.setblocking(False)
-            if sock.family.name == "AF_UNIX" and sock.getsockname():
-                self._undo.callback(_unlink, sock.getsockname())
-            await web.SockSite(runner, sock, ssl_context=context, backlog=512).start()
+            if path:
+                self._undo.callback(_unlink, path)
+            site = guard.TlsSite if context else web.SockSite
+            await site(runner, sock, ssl_context=context, backlog=512).start()
 
     def reload(self) -> None:
         """SIGHUP: what daemon.json says now, as far as it can change while running."""

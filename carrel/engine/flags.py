@@ -250,6 +250,8 @@ def check(config: Config) -> Config:
         _pair(label, "--label")
     for address in config.dns:
         validate.ip(address)
+    validate.resolver_words("--dns-search", config.dns_search)
+    validate.resolver_words("--dns-opt", config.dns_options)
     if config.mtu and not 68 <= config.mtu <= 65535:
         raise errdefs.InvalidParameter(f"invalid MTU: {config.mtu}")
     return config

@@ -44,7 +44,10 @@ def _locked(config: Config) -> Iterator[None]:
     """Folders, and the lock that a second daemon on the same data meets."""
     os.umask(0o022)
     for path, mode in ((config.data_root, 0o710), (config.exec_root, 0o711),
-                       (config.engine_dir, 0o700), (f"{config.engine_dir}/containers", 0o710)):
+                       (config.engine_dir, 0o700), (f"{config.engine_dir}/containers", 0o710),
+                       # what lies there is for us and the runtime, and neither needs a door
+                       *((f"{config.exec_root}/{name}", 0o700)
+                         for name in ("io", "shm", "containers"))):
         os.makedirs(path, mode=mode, exist_ok=True)
         os.chmod(path, mode)
     fd = os.open(f"{config.engine_dir}/lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -67,7 +70,7 @@ def _locked(config: Config) -> Iterator[None]:
 
 def _write_pidfile(path: str) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="ascii") as f:
+    with open(path, "w", encoding="ascii") as f:  # others may know it: a pid is no secret
         f.write(f"{os.getpid()}\n")
 
 

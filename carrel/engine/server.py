@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from carrel import errdefs
-from carrel.engine import endpoints, jsonio, log, texts
+from carrel.engine import endpoints, guard, jsonio, log, texts
 
 API_VERSION = "1.51"
 MIN_API_VERSION = "1.24"
@@ -127,6 +127,7 @@ class Api:
         return response
 
     async def _dispatch(self, request: web.Request) -> web.StreamResponse:
+        guard.check(request)
         path = request.path
         version = _MAX
         match = _PREFIX.match(path)
@@ -173,13 +174,6 @@ def application(api: Api) -> web.Application:
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", api.handle)
     return app
-
-
-def runner(app: web.Application) -> web.AppRunner:
-    """Limits: a header must come in 10 s is aiohttp's keep-alive clock, lines are capped."""
-    return web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0,
-                         keepalive_timeout=75.0, max_line_size=16 << 10,
-                         max_field_size=16 << 10, auto_decompress=False)
 
 
 def all_routes(ctx: Any) -> list[web.RouteDef]:

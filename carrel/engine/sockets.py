@@ -6,6 +6,7 @@ import grp
 import os
 import socket
 import ssl
+from typing import NamedTuple
 
 from carrel import errdefs
 from carrel.engine import log
@@ -14,27 +15,37 @@ from carrel.engine.config import Config
 _GROUPS = ("docker", "carrel")
 
 
-def open_all(config: Config) -> list[tuple[socket.socket, ssl.SSLContext | None]]:
+class Listener(NamedTuple):
+    """One listening socket."""
+
+    sock: socket.socket
+    context: ssl.SSLContext | None = None
+    #: the socket's file when it is ours to remove
+    path: str = ""
+
+
+def open_all(config: Config) -> list[Listener]:
     """Bound and listening sockets; all or none."""
-    result: list[tuple[socket.socket, ssl.SSLContext | None]] = []
+    result: list[Listener] = []
     try:
         for host in config.hosts:
             result += _open(config, host)
     except BaseException:
-        for sock, _ in result:
-            sock.close()
+        for listener in result:
+            listener.sock.close()
         raise
     return result
 
 
-def _open(config: Config, host: str) -> list[tuple[socket.socket, ssl.SSLContext | None]]:
+def _open(config: Config, host: str) -> list[Listener]:
     scheme, separator, rest = host.partition("://")
     if not separator:
         scheme, rest = "tcp", host
     if scheme == "unix":
-        return [(_unix(config, rest), None)]
+        return [Listener(_unix(config, rest), path=rest)]
     if scheme == "fd":
-        return [(s, None) for s in inherited()]
+        return [Listener(s) if s.family == socket.AF_UNIX else
+                Listener(s, _secured(config, "fd://")) for s in inherited()]
     if scheme == "tcp":
         return [_tcp(config, rest)]
     raise errdefs.InvalidParameter(f"invalid bind address: {host[:80]!r} (unix://, tcp://, fd://)")
@@ -102,24 +113,33 @@ def inherited() -> list[socket.socket]:
     return result
 
 
-def _tcp(config: Config, address: str) -> tuple[socket.socket, ssl.SSLContext | None]:
+def _tcp(config: Config, address: str) -> Listener:
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdigit() and 0 <= int(port) < 65536):
         raise errdefs.InvalidParameter(f"invalid bind address: tcp://{address[:80]}")
-    context = _tls(config)
-    if context is None:
-        if not config.allow_insecure_tcp:
-            raise errdefs.InvalidParameter(
-                f"tcp://{address} without TLS gives root on this machine to whoever reaches it",
-                hint="use --tlsverify with certificates, or --allow-insecure-tcp")
-        log.warning(f"the API listens on tcp://{address} without TLS: whoever reaches it is root "
-                    "on this machine")
+    context = _secured(config, f"tcp://{address}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((host.strip("[]") or "127.0.0.1", int(port)))
     sock.listen(512)
-    return sock, context
+    return Listener(sock, context)
+
+
+def _secured(config: Config, address: str) -> ssl.SSLContext | None:
+    """What protects a TCP listener; none only when that was said twice."""
+    context = _tls(config)
+    if context is None:
+        if not config.allow_insecure_tcp:
+            raise errdefs.InvalidParameter(
+                f"{address} without TLS gives root on this machine to whoever reaches it",
+                hint="use --tlsverify with certificates, or --allow-insecure-tcp")
+        log.warning(f"the API listens on {address} without TLS: whoever reaches it is root "
+                    "on this machine")
+    elif not config.tlsverify:
+        log.warning(f"the API listens on {address} with TLS but admits every client: whoever "
+                    "reaches it is root on this machine (--tlsverify)")
+    return context
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:

@@ -39,6 +39,9 @@ def config(value: Mapping[str, Any]) -> None:
         text = value.get(name) or ""
         if text and not (_HOSTNAME.fullmatch(text) and len(text) <= 253):
             raise Bad(f"invalid {name.lower()}: {text[:80]!r}")
+    user = value.get("User") or ""
+    if len(user) > 256 or not plain(user):
+        raise Bad(f"invalid user: {user[:80]!r}")
     workdir = value.get("WorkingDir") or ""
     if workdir and not workdir.startswith("/"):
         raise Bad(f"the working directory '{workdir[:200]}' is invalid, "
@@ -55,6 +58,18 @@ def config(value: Mapping[str, Any]) -> None:
     mac = value.get("MacAddress")
     if mac and not _MAC.fullmatch(mac):
         raise Bad(f"{mac[:40]} is not a valid mac address")
+
+
+def plain(text: str) -> bool:
+    """No control characters: this text becomes part of a line somewhere."""
+    return not any(c < " " or c == "\x7f" for c in text)
+
+
+def resolver_words(what: str, words: Iterable[str]) -> None:
+    """Each becomes a word of a line in resolv.conf."""
+    for text in words:
+        if not text or not plain(text) or any(c.isspace() for c in text) or len(text) > 253:
+            raise Bad(f"invalid {what}: {text[:80]!r}")
 
 
 def environment(entries: Iterable[str]) -> None:
@@ -105,6 +120,8 @@ def host_config(value: dict[str, Any], cfg: Mapping[str, Any]) -> list[str]:
         extra_host(entry)
     for address in value["Dns"] or ():
         ip(address)
+    resolver_words("DnsSearch", value["DnsSearch"] or ())
+    resolver_words("DnsOptions", value["DnsOptions"] or ())
     if not -1000 <= value["OomScoreAdj"] <= 1000:
         raise Bad(f"Invalid value {value['OomScoreAdj']}, range for oom score adj is [-1000, 1000]")
     console_size(value["ConsoleSize"])
