@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _INIT_NAMES = ("docker-init", "tini-static", "tini")
 INIT_PATH = "/sbin/docker-init"
+#: annotation for our runtime: the folder that the mount at the destination after it has to
+#: stay below, whatever somebody swaps in it meanwhile (docs/ARCHITECTURE.md)
+BENEATH = "io.carrel.beneath:"
 
 
 async def resolve_user(manager: Manager, container: Container, text: str) -> user.User:
@@ -101,6 +104,10 @@ async def build(manager: Manager, container: Container, sandbox: Sandbox | None,
             spec["domainname"] = config["Domainname"]
     if host["Annotations"]:
         spec["annotations"] = dict(host["Annotations"])
+    for point in container.record.mounts:
+        if point.subpath:  # verified now, and held to it by the runtime when it mounts
+            spec.setdefault("annotations", {})[BENEATH + point.destination] = \
+                sources[point.destination].removesuffix(f"/{point.subpath}")
     if explain.CURRENT.get() is not None:
         spec.setdefault("annotations", {})[explain.ANNOTATION] = "1"
     return spec

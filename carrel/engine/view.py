@@ -130,7 +130,7 @@ async def target(manager: Manager, container: Container) -> AsyncIterator[dict[s
             yield {"pid": container.state.pid, "name": container.name}
             return
         mounts = await manager.snapshot_mounts(container)
-        binds = [{"source": p.source, "destination": p.destination}
+        binds = [{"source": p.source, "destination": p.destination, "subpath": p.subpath}
                  for p in container.record.mounts if p.type in ("bind", "volume") and p.source]
         yield {"mounts": _plain(mounts), "folder": mount_folder(manager), "binds": binds,
                "name": container.name}

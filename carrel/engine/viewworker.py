@@ -100,16 +100,35 @@ def _mount(mount: dict[str, Any], folder: str) -> None:
 
 def _bind(root: int, bind: dict[str, Any]) -> None:
     """A volume at its place, both ends pinned by descriptors (E34)."""
-    # made where missing, as the start would: the container may never have run
-    make = paths.make_directory if os.path.isdir(bind["source"]) else paths.make_file
-    target = make(syscalls, root, bind["destination"])
-    tree = syscalls.open_tree(-100, bind["source"], syscalls.OPEN_TREE_CLONE
-                              | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_RECURSIVE)
+    tree = _source(bind)
     try:
-        syscalls.move_mount(tree, target)
+        # made where missing, as the start would: the container may never have run
+        folder = stat.S_ISDIR(os.fstat(tree).st_mode)
+        make = paths.make_directory if folder else paths.make_file
+        target = make(syscalls, root, bind["destination"])
+        try:
+            syscalls.move_mount(tree, target)
+        finally:
+            os.close(target)
     finally:
         os.close(tree)
-        os.close(target)
+
+
+def _source(bind: dict[str, Any]) -> int:
+    """The volume, or a folder in it that no link may lead out of."""
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
+    if not bind.get("subpath"):
+        return syscalls.open_tree(syscalls.AT_FDCWD, bind["source"], flags)
+    base = os.open(bind["source"], _PATH_DIRECTORY)
+    try:
+        fd = syscalls.openat2(base, bind["subpath"], os.O_PATH,
+                              syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS)
+    finally:
+        os.close(base)
+    try:
+        return syscalls.open_tree(fd, "", flags | syscalls.AT_EMPTY_PATH)
+    finally:
+        os.close(fd)
 
 
 def _split(path: str) -> tuple[str, str]:

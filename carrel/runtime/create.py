@@ -198,7 +198,7 @@ class Maker:
                                          list(self.map_fds.values()))
         source = os.path.join(self.bundle, entry.get("source") or "")
         return self.helper.open_tree(source, parsed.bind == "rbind", map_fd,
-                                     parsed.idmap == "ridmap")
+                                     parsed.idmap == "ridmap", planner.beneath(self.spec, entry))
 
     def _plan_child(self, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
         from carrel.runtime import childplan

@@ -211,12 +211,14 @@ class Mount(MountOperation):
 class BindMount(MountOperation):
     """Bind a file or directory of the host into the container."""
 
-    __slots__ = ("index", "map_fd", "options", "source")
+    __slots__ = ("beneath", "index", "map_fd", "options", "source")
 
     def __init__(self, view: View, destination: str, source: str, options: Options,
-                 index: int, map_fd: int = -1) -> None:
+                 index: int, map_fd: int = -1, beneath: str = "") -> None:
         super().__init__(view, destination)
         self.source, self.options, self.index = source, options, index
+        #: the folder that the source must not lead out of, or ""
+        self.beneath = beneath
         #: a user namespace whose id maps the mount shall have, or -1
         self.map_fd = map_fd
 
@@ -228,9 +230,7 @@ class BindMount(MountOperation):
         if self.view.foreign_sources:
             tree = self.view.report.ask_tree(self.index)
         else:
-            recursive = syscalls.AT_RECURSIVE if options.bind == "rbind" else 0
-            tree = kernel.open_tree(syscalls.AT_FDCWD, self.source,
-                                    syscalls.OPEN_TREE_CLONE | recursive)
+            tree = clone_source(kernel, self.source, options.bind == "rbind", self.beneath)
             if self.map_fd >= 0:
                 kernel.mount_setattr(
                     tree, syscalls.AT_RECURSIVE if options.idmap == "ridmap" else 0,
@@ -494,6 +494,23 @@ def new_filesystem(kernel: Any, fstype: str, source: str, data: list[str] | tupl
         return int(kernel.fsmount(context, attributes))
     finally:
         kernel.close(context)
+
+
+def clone_source(kernel: Any, source: str, recursive: bool, beneath: str = "") -> int:
+    """A bind source as a detached mount. Below ``beneath`` other containers may write:
+    no link is followed there (a volume's subpath that is swapped, CVE-2017-1002101)."""
+    flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
+    if not beneath:
+        return int(kernel.open_tree(syscalls.AT_FDCWD, source, flags))
+    if not source.startswith(beneath + "/"):
+        raise OSError(EINVAL, f"the mount source is not below {beneath}", source)
+    base = kernel.openat(syscalls.AT_FDCWD, beneath, os.O_PATH | os.O_DIRECTORY)
+    fd = kernel.openat2(base, source[len(beneath) + 1:], os.O_PATH,
+                        syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS)
+    kernel.close(base)
+    tree = int(kernel.open_tree(fd, "", flags | syscalls.AT_EMPTY_PATH))
+    kernel.close(fd)
+    return tree
 
 
 #: below /proc a bind may cover these only: statistics that somebody gives another view of

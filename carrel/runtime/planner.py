@@ -92,7 +92,7 @@ def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] |
         if "bind" in (entry.get("type"), *(o[-4:] for o in entry.get("options") or ())):
             entry = {**entry, "source": os.path.join(bundle, entry.get("source") or "")}
         first.extend(plan_mount(view, entry, index, spaces, cgroup_mounts,
-                                (map_fds or {}).get(index, -1)))
+                                (map_fds or {}).get(index, -1), beneath(spec, entry)))
     setup_dev = not any(_destination(e) == "/dev" and options.parse(
         e.get("options") or ()).bind for e in entries)
     if setup_dev and own_mounts:
@@ -127,6 +127,16 @@ def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] |
         if linux.get("maskedPaths"):
             hidden.append(mounts.MaskPaths(view, list(dict.fromkeys(linux["maskedPaths"]))))
     return first, after + names + hidden + read_only
+
+
+#: annotation of ours, with a mount's destination after it: the folder (of a volume) that
+#: the mount's source has to stay below
+BENEATH = "io.carrel.beneath:"
+
+
+def beneath(spec: Spec, entry: Spec) -> str:
+    notes = spec.get("annotations")
+    return str(notes.get(BENEATH + entry["destination"]) or "") if notes else ""
 
 
 def _destination(entry: Spec) -> str:
@@ -167,8 +177,8 @@ def _mount_flags(names: list[str] | tuple[str, ...]) -> tuple[int, str]:
 
 
 def plan_mount(view: View, entry: Spec, index: int, spaces: Namespaces,
-               cgroup_mounts: Callable[[], list[Spec]] | None, map_fd: int = -1
-               ) -> list[Operation]:
+               cgroup_mounts: Callable[[], list[Spec]] | None, map_fd: int = -1,
+               beneath: str = "") -> list[Operation]:
     """The operation(s) for one entry of ``mounts``."""
     destination = entry["destination"]
     if not destination.startswith("/"):
@@ -177,7 +187,7 @@ def plan_mount(view: View, entry: Spec, index: int, spaces: Namespaces,
     kind = entry.get("type") or ""
     if parsed.bind or kind == "bind":
         return [mounts.BindMount(view, destination, entry.get("source") or "", parsed, index,
-                                 map_fd)]
+                                 map_fd, beneath)]
     if kind in ("cgroup", "cgroup2"):
         from carrel.runtime import cgroupfs
         return cgroupfs.plan(view, destination, parsed, cgroup_mounts,

@@ -14,6 +14,7 @@ import os
 from carrel.kernel import syscalls, terminal
 from carrel.runtime import launch, report
 from carrel.runtime.child import close_all_but
+from carrel.runtime.mounts import clone_source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ class Helper:
         theirs.close()
         self.socket = ours
 
-    def open_tree(self, source: str, recursive: bool, map_fd: int, map_recursive: bool) -> int:
+    def open_tree(self, source: str, recursive: bool, map_fd: int, map_recursive: bool,
+                  beneath: str = "") -> int:
         """The detached mount; the helper's error otherwise."""
-        fields = (source, str(int(recursive)), str(map_fd), str(int(map_recursive)))
+        fields = (source, str(int(recursive)), str(map_fd), str(int(map_recursive)), beneath)
         self.socket.send("\0".join(fields).encode("utf-8", "surrogateescape"))
         packet, fds = report.receive(self.socket)
         if packet[:1] == b"E" or not fds:
@@ -65,9 +67,9 @@ def _serve(kernel: Any, socket: Socket, init_pidfd: int, map_fds: list[int]) -> 
             if not packet:
                 break
             try:
-                source, recursive, map_fd, map_recursive = packet.decode(
+                source, recursive, map_fd, map_recursive, beneath = packet.decode(
                     "utf-8", "surrogateescape").split("\0")
-                tree = clone_tree(kernel, source, recursive == "1")
+                tree = clone_source(kernel, source, recursive == "1", beneath)
                 if int(map_fd) >= 0:
                     apply_map(kernel, tree, int(map_fd), map_recursive == "1")
                 terminal.send_descriptors(socket, b"G", [tree])
@@ -76,11 +78,6 @@ def _serve(kernel: Any, socket: Socket, init_pidfd: int, map_fds: list[int]) -> 
                 socket.send(report.pack_error(error, "mounts"))
     finally:
         os._exit(0)
-
-
-def clone_tree(kernel: Any, source: str, recursive: bool) -> int:
-    return int(kernel.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE
-                                | (syscalls.AT_RECURSIVE if recursive else 0)))
 
 
 def apply_map(kernel: Any, tree: int, map_fd: int, recursive: bool) -> None:
