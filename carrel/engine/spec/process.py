@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 from collections.abc import Iterable, Mapping
@@ -93,6 +94,16 @@ def check_selinux(options: Mapping[str, str]) -> None:
         raise errdefs.NotImplementedYet("SELinux labels are not implemented in Carrel")
 
 
+@functools.cache
+def own_oom_score() -> int:
+    """The daemon's, which its children would inherit."""
+    try:
+        with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+            return int(file.read())
+    except OSError:
+        return 0
+
+
 def build(*, args: list[str], env: list[str], cwd: str, user: User, terminal: bool,
           host: Mapping[str, Any], caps: list[str], no_new_privileges: bool,
           limits: list[dict[str, Any]], lsm_fields: Mapping[str, str],
@@ -111,8 +122,9 @@ def build(*, args: list[str], env: list[str], cwd: str, user: User, terminal: bo
     }
     if limits:
         process["rlimits"] = limits
-    if host.get("OomScoreAdj"):
-        process["oomScoreAdj"] = host["OomScoreAdj"]
+    # a daemon that the kernel shall spare (its unit says so) must not pass that on
+    if host.get("OomScoreAdj") or own_oom_score() < 0:
+        process["oomScoreAdj"] = host.get("OomScoreAdj") or 0
     if console and terminal:
         process["consoleSize"] = {"height": console[0], "width": console[1]}
     return process
