@@ -42,6 +42,8 @@ async def create(manager: Manager, name: str, body: dict[str, Any], platform: st
     validate.config(config)
     refused.host_config(host)
     logopts.check(host["LogConfig"])
+    if host["CgroupParent"] and manager.ctx.config.systemd_cgroups:
+        validate.slice_name(host["CgroupParent"])
     warnings = validate.host_config(host, config) + refused.discard(host, manager.unified)
     endpoints = netglue.wanted_endpoints(host, body.get("NetworkingConfig"),
                                          config.get("MacAddress"))
