@@ -7,6 +7,7 @@ Cgroups are machine-wide, so only those below a Carrel parent are counted.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -143,8 +144,8 @@ def _rules() -> frozenset[str]:
     except FileNotFoundError:
         return frozenset()
     # counters and handles change; the presence of chains and rules is what counts
-    return frozenset(f"{n}:{line.strip()}" for n, line in enumerate(out.splitlines())
-                     if line.strip())
+    lines = (re.sub(r"counter packets \d+ bytes \d+", "counter", line) for line in out.splitlines())
+    return frozenset(f"{n}:{line.strip()}" for n, line in enumerate(lines) if line.strip())
 
 
 def _descriptors() -> frozenset[str]:

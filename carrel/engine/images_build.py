@@ -8,7 +8,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from carrel import errdefs
@@ -121,22 +121,33 @@ async def _diff(ctx: EngineContext, container: ContainerView, record: ImageRecor
     """The container's changes as a layer in the content store, and its diff ID."""
     response = await ctx.containerd.snapshots.Mounts(snapshots_pb2.MountsRequest(
         snapshotter=ctx.config.snapshotter, key=container.snapshot_key))
-    left = []
-    for mount in response.mounts:
-        lowers = [o for o in mount.options if o.startswith("lowerdir=")]
-        if mount.type == "overlay" and lowers:
-            left = [mount_pb2.Mount(type="overlay", source="overlay", options=lowers)]
-    docker = record.manifest.media_type == oci.DOCKER_MANIFEST
+    # containerd's differ knows OCI's media types only; the bytes are the same
     diff = await ctx.containerd.diff.Diff(diff_pb2.DiffRequest(
-        left=left, right=response.mounts,
-        media_type=oci.DOCKER_LAYER_GZIP if docker else oci.OCI_LAYER_GZIP), lease=lease)
+        left=_without_changes(response.mounts), right=response.mounts,
+        media_type=oci.OCI_LAYER_GZIP), lease=lease)
     descriptor = from_message(diff.diff)
     diff_id = descriptor.annotations.get("containerd.io/uncompressed", "")
     if not diff_id:
         info = await ctx.containerd.content.Info(
             content_pb2.InfoRequest(digest=descriptor.digest))
         diff_id = info.info.labels["containerd.io/uncompressed"]
-    return oci.Descriptor(descriptor.media_type, descriptor.digest, descriptor.size), diff_id
+    docker = record.manifest.media_type == oci.DOCKER_MANIFEST
+    return oci.Descriptor(oci.DOCKER_LAYER_GZIP if docker else oci.OCI_LAYER_GZIP,
+                          descriptor.digest, descriptor.size), diff_id
+
+
+def _without_changes(mounts: Iterable[mount_pb2.Mount]) -> list[mount_pb2.Mount]:
+    """The container's root as its image has it: the lower directories alone."""
+    for mount in mounts:
+        lowers = [o for o in mount.options if o.startswith("lowerdir=")]
+        if mount.type != "overlay" or not lowers:
+            continue
+        if ":" in lowers[0]:
+            return [mount_pb2.Mount(type="overlay", source="overlay", options=lowers)]
+        # an overlay of one directory is none, says the kernel
+        return [mount_pb2.Mount(type="bind", source=lowers[0].removeprefix("lowerdir="),
+                                options=["ro", "rbind"])]
+    return []
 
 
 def _configuration(record: ImageRecord, config: dict[str, Any], diff_id: str, *, author: str,

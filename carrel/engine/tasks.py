@@ -18,6 +18,7 @@ SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 _OPTIONS_TYPE = "containerd.runc.v1.Options"
+_GC_ROOT = "containerd.io/gc.root"
 STOPPED = 3  # containerd.v1.types.Status
 PAUSED = 4
 RUNNING = 2
@@ -34,8 +35,10 @@ class Tasks:
     # --- snapshots and records ---------------------------------------------------
     async def prepare(self, key: str, parent: str) -> list[Any]:
         """A writable snapshot; its mounts."""
+        # the record that refers to it comes with the first start, maybe in a month:
+        # until then nothing but this label keeps it from the garbage collector
         answer = await self._client.snapshots.Prepare(snapshots_pb2.PrepareSnapshotRequest(
-            snapshotter=self._snapshotter, key=key, parent=parent))
+            snapshotter=self._snapshotter, key=key, parent=parent, labels={_GC_ROOT: "carrel"}))
         return list(answer.mounts)
 
     async def view(self, key: str, parent: str) -> list[Any]:

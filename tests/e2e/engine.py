@@ -152,6 +152,11 @@ class OverContainerd(Stack):
         self.containerd: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        if self.containerd is None:
+            self._start_containerd()
+        super().start()
+
+    def _start_containerd(self) -> None:
         programs = self.work / "bin"
         programs.mkdir(exist_ok=True)
         sid = peers("sid") / "usr/bin"
@@ -177,7 +182,6 @@ address = "{self.socket}"
             assert self.containerd.poll() is None, (self.work / "containerd.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        super().start()
 
     def stop(self) -> None:
         super().stop()
