@@ -74,7 +74,8 @@ class Publisher:
             self.dropped += 1
             self._warn(f"event queue is full: {self.dropped} events dropped so far")
         self._queue.append(encode(SCHEMAS["ForwardRequest"], {"envelope": envelope}))
-        self._send_next()
+        # not before the answer to the request that caused it: somebody waits for that
+        self._loop.call_soon(self._send_next)
 
     def _send_next(self) -> None:
         if self._waiting or not self._queue or self._timer is not None:

@@ -79,6 +79,7 @@ def _parts(loop: Loop) -> None:
     publisher = Publisher(loop, "/nonexistent/rehearsal", "rehearsal", lambda _text: None)
     publisher.publish("TaskExit", {"container_id": "rehearsal", "id": "rehearsal", "pid": 1,
                                    "exit_status": 0, "exited_at": {"seconds": 1, "nanos": 1}})
+    loop.turn()
     publisher.close()
     process = Process("", Stdio("", "", "", False))
     process.wait()
