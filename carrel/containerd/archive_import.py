@@ -42,8 +42,11 @@ def store_blob(content: NamespacedContent, pieces: Iterable[bytes | memoryview],
     except errdefs.AlreadyExists:
         return expected, size
     try:
-        for piece in pieces:
-            writer.write(piece)
+        # a new ref that has all bytes shares the file of another namespace, or one that the
+        # collector has not removed yet
+        if not size or writer.offset != size:
+            for piece in pieces:
+                writer.write(piece)
         digest, size = writer.digest, writer.offset
         if expected and digest != expected:
             raise errdefs.InvalidParameter(

@@ -185,26 +185,33 @@ class NamespacedContent:
         """
         if not ref:
             raise errdefs.InvalidParameter("ref must not be empty")
-        shared = False
+        shared = -1
         metadata = self.store.metadata
         if expected_digest:
-            path = self.store.path(expected_digest)
             if self.exists(expected_digest):
                 if self.lease:
                     with metadata.transaction() as db:
                         add_resource(db, self.namespace, self.lease, "content", expected_digest)
                 raise errdefs.AlreadyExists(f"content {expected_digest}: already exists")
-            try:
-                there = os.stat(path).st_size
-                shared = size in (0, there)
-                size = there if shared else size
-            except FileNotFoundError:
-                pass
+            shared, size = self._share(expected_digest, size)
         writer = ContentWriter(self, ref, expected_digest, size, shared)
         if self.lease:
             with metadata.transaction() as db:
                 add_resource(db, self.namespace, self.lease, "ingests", ref)
         return writer
+
+    def _share(self, digest: str, size: int) -> tuple[int, int]:
+        """(descriptor of the blob's file, size), where the file is there without a row of
+        ours: another namespace has it, or it is about to be removed.  -1: it is not."""
+        try:
+            fd = os.open(self.store.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return -1, size
+        there = os.fstat(fd).st_size
+        if size in (0, there):
+            return fd, there
+        os.close(fd)
+        return -1, size
 
     def statuses(self) -> Iterator[Status]:
         """The writes in progress."""
@@ -241,7 +248,8 @@ class ContentWriter:
     """
 
     def __init__(self, view: NamespacedContent, ref: str, expected: str, total: int,
-                 shared: bool) -> None:
+                 shared: int) -> None:
+        """``shared``: descriptor of a file with this very content, or -1."""
         self._view = view
         self._store = view.store
         self.ref = ref
@@ -250,24 +258,31 @@ class ContentWriter:
         self.offset = 0
         self._path = self._store.ingest_path(view.namespace, ref)
         self._fd = -1
-        #: the blob is there already, for another namespace: no data need be sent
-        self._shared = shared
+        #: the blob's file is there already: no data need be sent.  It may be removed at any
+        #: time, so it is held open.
+        self._shared_fd = shared
         algorithm = expected.partition(":")[0] or "sha256"
         self._hash = hashlib.new(algorithm)
         self.started = self.updated = values.now()
         with self._store.lock:
             if self._path in self._store.writing:
+                if shared >= 0:
+                    os.close(shared)
                 raise errdefs.Unavailable(f"ref {ref} locked: unavailable",
                                           hint="another client writes it now")
             self._store.writing.add(self._path)
         try:
-            if shared:
+            if self._shared:
                 self.offset = total
             else:
                 self._open()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _shared(self) -> bool:
+        return self._shared_fd >= 0
 
     @property
     def digest(self) -> str:
@@ -331,17 +346,18 @@ class ContentWriter:
         self._rehash(size)
 
     def _unshare(self, size: int) -> None:
-        self._shared = False
-        self._open()
-        os.ftruncate(self._fd, 0)
-        self._rehash(0)
-        if size:
-            with open(self._store.path(self.expected), "rb") as source:
-                while self.offset < size:
-                    chunk = source.read(min(1 << 20, size - self.offset))
-                    if not chunk:
-                        break
-                    self.write(chunk)
+        source, self._shared_fd = self._shared_fd, -1
+        try:
+            self._open()
+            os.ftruncate(self._fd, 0)
+            self._rehash(0)
+            while self.offset < size:
+                chunk = os.pread(source, min(1 << 20, size - self.offset), self.offset)
+                if not chunk:
+                    break
+                self.write(chunk)
+        finally:
+            os.close(source)
 
     def sync(self) -> None:
         """Bring the data to the disk (``commit`` does it too, but takes the lock)."""
@@ -405,7 +421,10 @@ class ContentWriter:
         if os.path.exists(target):
             return  # another namespace has it; the copy goes with the ingest
         if self._shared:
-            raise errdefs.NotFound(f"content {digest} was deleted meanwhile: write it again")
+            # it was removed while we relied on it; only the descriptor still has it
+            self._unshare(self.total)
+            self._verify(self.total, digest)
+            self.sync()
         os.fchmod(self._fd, 0o444)
         os.rename(os.path.join(self._path, "data"), target)
         fd = os.open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -422,9 +441,10 @@ class ContentWriter:
 
     def close(self) -> None:
         """Let go of the ref; what was written stays and can be gone on with."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        for fd in (self._fd, self._shared_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._shared_fd = -1
         with self._store.lock:
             self._store.writing.discard(self._path)
 

@@ -41,10 +41,12 @@ class Download:
     def open(self) -> BinaryIO:
         """The file as far as it is there.  Blocks, in a thread, until there is one."""
         self.growing.wait_beyond(-1)
-        try:
-            return open(self.path, "rb", buffering=0)
-        except FileNotFoundError:
-            return open(self.blob_path, "rb", buffering=0)  # it was committed just now
+        for path in (self.path, self.blob_path):    # the second: it was committed just now
+            with contextlib.suppress(FileNotFoundError):
+                return open(path, "rb", buffering=0)
+        # a file that was there already, and went before the commit put it back
+        self.growing.wait_finished()
+        return open(self.blob_path, "rb", buffering=0)
 
 
 class Downloads:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from carrel import errdefs
+from carrel.containerd.archive_import import store_blob
 from carrel.containerd.content import ContentStore, NamespacedContent
 from carrel.containerd.leases import LeaseStore
 from carrel.containerd.metadata import Metadata
@@ -139,6 +140,25 @@ def test_shared_blob_written_again(view: NamespacedContent) -> None:
         writer.write(HELLO)
         writer.commit(5, DIGEST)
     assert view.store.of("other").read(DIGEST) == HELLO
+
+
+def test_shared_blob_removed_meanwhile(view: NamespacedContent) -> None:
+    """The collector takes the row first and the file later: a write may fall between."""
+    put(view, HELLO)
+    with view.store.of("other").writer("r", DIGEST, 5) as writer:
+        assert writer.offset == 5
+        view.delete(DIGEST)
+        assert not os.path.exists(view.store.path(DIGEST))
+        writer.commit(5, DIGEST)
+    assert view.store.of("other").read(DIGEST) == HELLO
+
+
+def test_import_of_a_blob_whose_file_is_there(view: NamespacedContent) -> None:
+    put(view, HELLO)
+    with view.store.metadata.transaction() as db:
+        db.execute("DELETE FROM blobs")
+    assert store_blob(view, [HELLO], DIGEST, 5) == (DIGEST, 5)
+    assert view.read(DIGEST) == HELLO
 
 
 def test_reader_outlives_deletion(view: NamespacedContent) -> None:
