@@ -8,7 +8,10 @@ to, streams that the client opened before, by id.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
@@ -18,6 +21,9 @@ from carrel.containerd.events import pack_event
 from carrel.proto import streaming_pb2
 from carrel.proto.rpc import Context
 
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 #: messages that may wait in one direction; then the sender waits
 _WINDOW = 16
 
@@ -38,14 +44,24 @@ class Stream:
             return self.incoming.get_nowait()
         if self.closed.is_set():
             return None
-        getting = asyncio.ensure_future(self.incoming.get())
+        message = await self.first(self.incoming.get())
+        return message if self.incoming.empty() or message is not None else (
+            self.incoming.get_nowait())     # it came together with the closing
+
+    async def first(self, work: Coroutine[Any, Any, _T]) -> _T | None:
+        """What ``work`` gives, or None when the stream is closed before that.
+
+        Neither task outlives this call, whether it is answered, closed or cancelled.
+        """
+        working = asyncio.ensure_future(work)
         closing = asyncio.ensure_future(self.closed.wait())
         try:
-            await asyncio.wait((getting, closing), return_when=asyncio.FIRST_COMPLETED)
-            return getting.result() if getting.done() else None
+            await asyncio.wait((working, closing), return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
         finally:
-            getting.cancel()
-            closing.cancel()
+            for task in (working, closing):
+                task.cancel()
+            await asyncio.gather(working, closing, return_exceptions=True)
 
     async def send(self, message: AnyMessage) -> None:
         """To the client; waits while it does not read, raises when it is gone."""
@@ -54,15 +70,12 @@ class Stream:
         if not self.outgoing.full():
             self.outgoing.put_nowait(message)
             return
-        putting = asyncio.ensure_future(self.outgoing.put(message))
-        closing = asyncio.ensure_future(self.closed.wait())
-        try:
-            await asyncio.wait((putting, closing), return_when=asyncio.FIRST_COMPLETED)
-            if not putting.done():
-                raise errdefs.Cancelled(f"stream {self.name} was closed by the client")
-        finally:
-            putting.cancel()
-            closing.cancel()
+        if await self.first(self._put(message)) is None:
+            raise errdefs.Cancelled(f"stream {self.name} was closed by the client")
+
+    async def _put(self, message: AnyMessage) -> bool:
+        await self.outgoing.put(message)
+        return True
 
     def close(self) -> None:
         """Nothing more is sent; what was sent still reaches the client."""
@@ -123,8 +136,9 @@ class StreamingService:
         feeder = asyncio.ensure_future(_feed(requests, stream))
         try:
             yield pack_event(Empty())
-            async for message in _drain(stream):
-                yield message
+            async with contextlib.aclosing(_drain(stream)) as messages:
+                async for message in messages:
+                    yield message
         finally:
             feeder.cancel()
             self._manager.forget(namespace, stream)
@@ -134,29 +148,21 @@ async def _feed(requests: AsyncIterator[AnyMessage], stream: Stream) -> None:
     try:
         async for message in requests:
             await stream.incoming.put(message)
-    finally:
-        # also when the connection broke: the reader must not wait for ever
-        if stream.incoming.full():
-            await stream.incoming.put(None)
-        else:
-            stream.incoming.put_nowait(None)
+    except Exception as error:
+        # the connection broke: the reader must not wait for ever
+        log.debug("stream %s: %s", stream.name, error)
+    # not when cancelled: then the call is over, and closing the stream wakes the reader
+    await stream.incoming.put(None)
 
 
-async def _drain(stream: Stream) -> AsyncIterator[AnyMessage]:
-    closing = asyncio.ensure_future(stream.closed.wait())
-    try:
-        while True:
-            getting = asyncio.ensure_future(stream.outgoing.get())
-            await asyncio.wait((getting, closing), return_when=asyncio.FIRST_COMPLETED)
-            if not getting.done():
-                getting.cancel()
-                break
-            message = getting.result()
-            if message is not None:
-                yield message
+async def _drain(stream: Stream) -> AsyncGenerator[AnyMessage, None]:
+    while True:
         while not stream.outgoing.empty():
             message = stream.outgoing.get_nowait()
             if message is not None:
                 yield message
-    finally:
-        closing.cancel()
+        if stream.closed.is_set():
+            return
+        message = await stream.first(stream.outgoing.get())
+        if message is not None:
+            yield message
