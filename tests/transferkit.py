@@ -52,8 +52,9 @@ class Kit:
         self.content = self.stores.content.of(NAMESPACE)
         self.images = self.stores.images.of(NAMESPACE)
         self.snapshots = self.stores.snapshotter.of(NAMESPACE)
+        self.service = TransferService(self.stores, **options)
         transport = LocalTransport([
-            (transfer_pb2, "Transfer", TransferService(self.stores, **options)),
+            (transfer_pb2, "Transfer", self.service),
             (streaming_pb2, "Streaming", StreamingService(self.stores.streams))])
         metadata = {NAMESPACE_HEADER: NAMESPACE}
         self.transfer = Service(transport, transfer_pb2, "Transfer", metadata)

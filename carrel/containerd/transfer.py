@@ -48,7 +48,7 @@ class TransferService:
         self._mirrors = mirrors
         self._insecure = insecure
         self._swept: set[str] = set()   # namespaces that a killed daemon's work was removed from
-        self._downloads: Any = None     # made with the first pull: it imports the HTTP client
+        self.downloads: Any = None      # made with the first pull: it imports the HTTP client
 
     async def Transfer(self, request: transfer_pb2.TransferRequest, context: Context) -> Empty:
         source_kind, source = _unpack(request.source)
@@ -68,8 +68,8 @@ class TransferService:
                 case "OCIRegistry", "ImageStore":
                     from carrel.containerd import transfer_fetch, transfer_pull
 
-                    self._downloads = self._downloads or transfer_fetch.Downloads()
-                    await transfer_pull.pull(work, source, destination, self._downloads,
+                    self.downloads = self.downloads or transfer_fetch.Downloads()
+                    await transfer_pull.pull(work, source, destination, self.downloads,
                                              self._mirrors, self._insecure)
                 case "ImageStore", "OCIRegistry":
                     from carrel.containerd import transfer_push

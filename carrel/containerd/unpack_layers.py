@@ -24,6 +24,7 @@ from carrel.containerd.tarstream import TarReader
 from carrel.containerd.unpack import Applied, Extractor, open_root
 from carrel.containerd.unpack_stream import (
     CHUNK,
+    STOP_SECONDS,
     FileReader,
     Growing,
     Prefetcher,
@@ -134,7 +135,7 @@ class Unpacker:
         chains = digests.chain_ids([layer.diff_id for layer in layers])
         for number, layer in enumerate(layers):
             parent = chains[number - 1] if number else ""
-            with _OnlyOne(self._snapshots.namespace, chains[number]):
+            with _OnlyOne(self._snapshots.namespace, chains[number], self._stop):
                 if not self._present(chains[number]):
                     self._layer(layer, chains[number], parent, progress)
                 elif progress is not None:
@@ -204,22 +205,29 @@ _guard = threading.Lock()
 
 
 class _OnlyOne:
-    """Two pulls of images with a common layer unpack it once."""
+    """Two pulls of images with a common layer unpack it once; who waits can be stopped."""
 
-    def __init__(self, namespace: str, chain: str) -> None:
+    def __init__(self, namespace: str, chain: str, stop: threading.Event) -> None:
         self._key = (namespace, chain)
+        self._stop = stop
 
     def __enter__(self) -> None:
         with _guard:
             lock, users = _unpacking.get(self._key) or (threading.Lock(), 0)
             _unpacking[self._key] = (lock, users + 1)
-        lock.acquire()
+        while not lock.acquire(timeout=STOP_SECONDS):
+            if self._stop.is_set():
+                self._leave()
+                raise errdefs.Cancelled("unpacking was given up")
 
     def __exit__(self, *exc: object) -> None:
+        self._leave().release()
+
+    def _leave(self) -> threading.Lock:
         with _guard:
             lock, users = _unpacking[self._key]
             if users == 1:
                 del _unpacking[self._key]
             else:
                 _unpacking[self._key] = (lock, users - 1)
-        lock.release()
+        return lock

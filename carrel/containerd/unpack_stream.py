@@ -20,7 +20,7 @@ from carrel.errdefs import Cancelled, CarrelError
 
 CHUNK = 512 * 1024
 #: how often a thread that waits for data looks whether it should give up
-_STOP_SECONDS = 0.25
+STOP_SECONDS = 0.25
 _QUEUED = 16        # chunks between the two threads: 8 MiB
 #: zstd's --long=27; a frame may claim 2 GiB
 MAX_ZSTD_WINDOW = 1 << 27
@@ -61,7 +61,7 @@ class Growing:
         with self._changed:
             while self.size <= offset and not self._done:
                 self._check(stop)
-                self._changed.wait(_STOP_SECONDS)
+                self._changed.wait(STOP_SECONDS)
             return self.size
 
     def wait_finished(self, stop: threading.Event | None = None) -> None:
@@ -69,7 +69,7 @@ class Growing:
         with self._changed:
             while not self._done:
                 self._check(stop)
-                self._changed.wait(_STOP_SECONDS)
+                self._changed.wait(STOP_SECONDS)
 
     def _check(self, stop: threading.Event | None) -> None:
         if self._error is not None:

@@ -354,9 +354,12 @@ async def test_two_pulls_download_once_and_one_may_leave(kit: Kit, fake: Fake,
     fake.hooks.append(slow)
     pulls = [asyncio.ensure_future(kit.pull(fake.name)) for _ in range(3)]
     await asyncio.wait_for(started.wait(), 10)
-    await asyncio.sleep(0.2)
-    pulls[leaving].cancel()
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):
+        while (download := kit.service.downloads.join("test", fake.layer)).users < 3:
+            await asyncio.sleep(0.01)
+        pulls[leaving].cancel()
+        while download.users == 3:
+            await asyncio.sleep(0.01)
     release.set()
     results = await asyncio.gather(*pulls, return_exceptions=True)
     assert isinstance(results.pop(leaving), asyncio.CancelledError)
