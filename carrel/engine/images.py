@@ -79,11 +79,11 @@ class ImageService:
                 names[image.name] = Named(image.name, from_message(image.target),
                                           stamp.seconds * 10**9 + stamp.nanos,
                                           dict(image.labels))
-            self._records.pop(forget, None)
             targets = {n.target.digest: n.target for n in names.values()}
-            missing = [t for d, t in targets.items() if d not in self._records]
+            # the index that others read is replaced as a whole, at the end
+            missing = [t for d, t in targets.items() if d not in self._records or d == forget]
             loaded = await asyncio.gather(*(self._load(t) for t in missing))
-            records = {d: r for d, r in self._records.items() if d in targets}
+            records = {d: r for d, r in self._records.items() if d in targets and d != forget}
             records.update({r.target.digest: r for r in loaded if r is not None})
             self._names = {k: v for k, v in names.items() if v.target.digest in records}
             self._records = records
