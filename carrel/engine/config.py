@@ -91,8 +91,13 @@ class Config(msgspec.Struct, kw_only=True):
         return f"{self.data_root}/engine"
 
     @property
+    def foreign(self) -> bool:
+        """Is the containerd somebody else's?"""
+        return bool(self.containerd) and self.containerd != "embedded"
+
+    @property
     def containerd_socket(self) -> str:
         """The socket of the containerd layer that this daemon talks to."""
-        if self.containerd and self.containerd != "embedded":
+        if self.foreign:
             return self.containerd.removeprefix("unix://")
         return f"{self.exec_root}/containerd/containerd.sock"

@@ -272,7 +272,7 @@ def _paths(config: Config) -> None:
 
 def _runtimes(config: Config) -> None:
     """Those that are always there, and those that were added."""
-    foreign = _foreign(config.containerd)
+    foreign = config.foreign
     known = {"carrel": Runtime(shim=CARREL_RUNTIME), "runc": Runtime(shim=RUNC_RUNTIME)}
     known["io.containerd.runc.v2"] = Runtime(shim=RUNC_RUNTIME)
     known["io.containerd.carrel.v1"] = Runtime(shim=CARREL_RUNTIME)
@@ -294,7 +294,7 @@ def _layer(config: Config) -> None:
     """What depends on whose containerd it is."""
     if not mountspec.VOLUME_NAME.fullmatch(config.containerd_namespace):
         raise errdefs.InvalidParameter("invalid --containerd-namespace")
-    if not _foreign(config.containerd):
+    if not config.foreign:
         if config.snapshotter != "overlayfs":
             raise errdefs.InvalidParameter(
                 f"storage driver '{config.snapshotter[:40]}' is not there: Carrel's containerd "

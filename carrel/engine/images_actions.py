@@ -14,7 +14,7 @@ from carrel.engine import images_transfer, texts
 from carrel.engine.context import EngineContext
 from carrel.engine.images import ImageService
 from carrel.engine.images_model import DANGLING, from_message, host_platform
-from carrel.engine.images_transfer import Channel, Credentials, Lines, NdJson, Progress
+from carrel.engine.images_transfer import Credentials, Lines, NdJson, Progress
 from carrel.engine.server import headers
 from carrel.oci import image as oci
 from carrel.oci.reference import Reference
@@ -165,23 +165,30 @@ async def push(ctx: EngineContext, images: ImageService, out: NdJson, reference:
 async def load(ctx: EngineContext, images: ImageService, out: Lines, body: AsyncIterator[bytes],
                *, quiet: bool) -> None:
     saved: list[tuple[str, str]] = []
+    indexes: set[str] = set()
 
     async def told(progress: Progress) -> None:
         if progress.event == "saved":
             saved.append((progress.name, progress.desc.digest))
+            if progress.desc.media_type == oci.OCI_INDEX:
+                indexes.add(progress.desc.digest)
         elif not quiet and progress.event in ("extracting", "extracted"):
             current = progress.total if progress.event == "extracted" else min(
                 progress.progress, progress.total)
             await out.send({"status": "Loading layer", "id": short(progress.desc.digest),
                             "progressDetail": {"current": current, "total": progress.total}})
 
-    with Channel(ctx) as channel:
+    async with images_transfer.channel(ctx) as channel:
         source = transfer_importexport_pb2.ImageImportStream(stream=channel.name)
         await images_transfer.together(
             images_transfer.transfer(ctx.containerd, source,
                                      images_transfer.image_store(ctx), told),
             channel.feed(body))
     await images.refresh()
+    if ctx.config.foreign and len(saved) > 1 and saved[0][1] in indexes and (
+            saved[0][0].startswith(DANGLING)):
+        # some containerd name the archive's index like an image that has no name
+        await images.delete_name(saved.pop(0)[0])
     for name, digest in saved:
         found = await images.find(digest)
         if name.startswith(DANGLING):
@@ -210,7 +217,7 @@ async def save(ctx: EngineContext, images: ImageService, request: web.Request,
     async def ignore(_: Progress) -> None:
         pass
 
-    with Channel(ctx) as channel:
+    async with images_transfer.channel(ctx) as channel:
         destination = transfer_importexport_pb2.ImageExportStream(
             stream=channel.name, all_platforms=not platform)
         if platform:
@@ -219,6 +226,7 @@ async def save(ctx: EngineContext, images: ImageService, request: web.Request,
                                       variant=chosen.variant)
         call = asyncio.ensure_future(images_transfer.transfer(
             ctx.containerd, source, destination, ignore))
+        call.add_done_callback(lambda _: channel.written())
         try:
             chunks = channel.chunks()
             first = asyncio.ensure_future(anext(chunks))

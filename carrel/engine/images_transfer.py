@@ -23,6 +23,7 @@ from google.protobuf.message import Message
 
 from carrel import errdefs
 from carrel.engine import jsonio
+from carrel.engine.bulkstream import StreamChannel
 from carrel.engine.server import headers
 from carrel.proto import (
     streaming_pb2,
@@ -241,6 +242,12 @@ def image_store(ctx: EngineContext, name: str = "", platform: tuple[str, str, st
             chosen = configuration.platform
             chosen.os, chosen.architecture, chosen.variant = platform
             store.platforms.add().CopyFrom(chosen)
+    if ctx.config.foreign:
+        # containerd knows no empty prefix, and would give every pulled image a second name
+        if not name:
+            store.extra_references.add(name=DANGLING_PREFIX, is_prefix=True, allow_overwrite=True,
+                                       add_digest=True, skip_named_digest=True)
+        return store
     if not name:
         store.extra_references.add(is_prefix=True, allow_overwrite=True)
     store.extra_references.add(name=DANGLING_PREFIX, add_digest=True, skip_named_digest=True)
@@ -248,6 +255,11 @@ def image_store(ctx: EngineContext, name: str = "", platform: tuple[str, str, st
 
 
 # --- archives ---
+
+
+def channel(ctx: EngineContext) -> Channel | StreamChannel:
+    """The way that this daemon's containerd takes and gives archives."""
+    return StreamChannel(ctx.containerd) if ctx.config.foreign else Channel(ctx)
 
 
 class Channel:
@@ -264,13 +276,13 @@ class Channel:
     def name(self) -> str:
         return f"unix://{self.path}"
 
-    def __enter__(self) -> Channel:
+    async def __aenter__(self) -> Channel:
         self._listener.bind(self.path)
         os.chmod(self.path, 0o600)
         self._listener.listen(1)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         for sock in (self._connection, self._listener):
             if sock is not None:
                 sock.close()
@@ -294,6 +306,9 @@ class Channel:
                 return
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_WR)
+
+    def written(self) -> None:
+        """The transfer has ended: the layer has closed its end by then."""
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """What the layer writes, to its end."""
