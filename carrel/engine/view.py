@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -22,6 +23,9 @@ _BOOT = ("import sys; sys.path[:0] = {paths!r}; "
          "from carrel.engine.viewworker import main; sys.exit(main())")
 #: everything that a worker reads or writes may take long; a stuck one is seen in the end
 _PATIENCE = 600.0
+#: errors that say something about the path that was asked for, not about the daemon
+_OF_THE_PATH = (errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST,
+                errno.EXDEV, errno.EINVAL)
 
 
 def _command() -> list[str]:
@@ -90,9 +94,14 @@ def _error(value: dict[str, Any]) -> errdefs.CarrelError:
         return errdefs.InvalidParameter(message)
     path = value.get("path")
     number = value.get("errno")
-    if number == 30:
+    if number == errno.EROFS:
         return errdefs.Forbidden("container rootfs is marked read-only")
-    return errdefs.SystemFailure(f"{message.lower()}{f': {path}' if path else ''}")
+    text = f"{message.lower()}{f': {path}' if path else ''}"
+    if number == errno.ENOENT:
+        return errdefs.NotFound(text)  # it went away while we looked
+    if number in _OF_THE_PATH:
+        return errdefs.InvalidParameter(text)
+    return errdefs.SystemFailure(text)
 
 
 @contextlib.asynccontextmanager
