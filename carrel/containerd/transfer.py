@@ -10,6 +10,7 @@
 # ruff: noqa: N802  (methods are named as in the .proto)
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
@@ -20,6 +21,7 @@ from carrel.containerd import image_tree, transfer_bulk, transfer_work
 from carrel.containerd.archive_export import ArchiveExporter, Exported, Options
 from carrel.containerd.archive_import import ArchiveImporter
 from carrel.containerd.transfer_work import Stores, Work, in_thread
+from carrel.kernel import memory
 from carrel.oci.image import Descriptor
 from carrel.proto import (
     transfer_imagestore_pb2,
@@ -29,6 +31,8 @@ from carrel.proto import (
 )
 from carrel.proto.rpc import Context
 
+#: the buffers of a transfer are given back when no other one follows at once
+_TRIM_SECONDS = 3.0
 _KINDS: dict[str, Any] = {
     "ImageStore": transfer_imagestore_pb2.ImageStore,
     "OCIRegistry": transfer_registry_pb2.OCIRegistry,
@@ -48,9 +52,20 @@ class TransferService:
         self._mirrors = mirrors
         self._insecure = insecure
         self._swept: set[str] = set()   # namespaces that a killed daemon's work was removed from
+        self._trimming: asyncio.TimerHandle | None = None
         self.downloads: Any = None      # made with the first pull: it imports the HTTP client
 
     async def Transfer(self, request: transfer_pb2.TransferRequest, context: Context) -> Empty:
+        try:
+            return await self._transfer(request, context)
+        finally:
+            if self._trimming is not None:
+                self._trimming.cancel()
+            loop = asyncio.get_running_loop()
+            self._trimming = loop.call_later(
+                _TRIM_SECONDS, lambda: loop.run_in_executor(None, memory.trim))
+
+    async def _transfer(self, request: transfer_pb2.TransferRequest, context: Context) -> Empty:
         source_kind, source = _unpack(request.source)
         destination_kind, destination = _unpack(request.destination)
         if context.namespace not in self._swept:
