@@ -34,6 +34,8 @@ class Exec:
         self.exit_code: int | None = None
         self.pid = 0
         self.stdio: Stdio | None = None
+        #: the process runs, or never will
+        self.settled = asyncio.Event()
         self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     @property
@@ -188,6 +190,7 @@ async def run(item: Exec, session: Session | None) -> None:
         if session:
             await stdio.attach(session)
         item.pid = await item.manager.tasks.start(container.id, item.id)
+        item.settled.set()
         await stdio.created()  # other shims open the streams of an exec at its start
     except BaseException as error:
         _failed(item, error)
@@ -208,6 +211,7 @@ def start_error(error: errdefs.CarrelError) -> errdefs.CarrelError:
 
 def _failed(item: Exec, error: BaseException) -> None:
     item.running = False
+    item.settled.set()
     message = error.message if isinstance(error, errdefs.CarrelError) else str(error)
     item.exit_code = start.exit_code_of(message)
     item.container.execs.pop(item.id, None)

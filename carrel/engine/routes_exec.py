@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -15,6 +17,9 @@ from carrel.engine.streams import Session
 
 if TYPE_CHECKING:
     from carrel.engine.manager import Manager
+
+#: how long a resize waits for its process to start, as in Docker
+_START_SECONDS = 10.0
 
 
 def routes(ctx: EngineContext) -> list[web.RouteDef]:
@@ -75,6 +80,9 @@ class _Area:
     async def resize(self, request: web.Request) -> web.Response:
         item = execs.find(self.manager, request.match_info["id"])
         height, width = window(request)
+        # clients before API 1.42 tell the size beside the start
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(item.settled.wait(), _START_SECONDS)
         if not item.running:
             raise errdefs.Conflict(f"exec {item.id} is not running")
         await self.manager.tasks.resize(item.container.id, height, width, item.id)
