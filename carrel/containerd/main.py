@@ -101,6 +101,8 @@ def notify(state: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         try:
             sock.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
+        except FileNotFoundError:
+            pass  # an engine that started us listens only until we are ready
         except OSError as error:
             log.warning("sd_notify: %s", error)
 

@@ -23,16 +23,13 @@ if TYPE_CHECKING:
 async def remove(manager: Manager, container: Container, *, force: bool = False,
                  volumes: bool = False, automatic: bool = False) -> None:
     """Gone from the API when this returns."""
-    if container.removed:
-        raise errdefs.Conflict(texts.removal_in_progress(container.id))
-    if container.running:
-        if not force:
-            state = container.state.status
-            raise errdefs.Conflict(texts.remove_running(
-                f"/{container.name}", container.id, state if state in (PAUSED, RESTARTING)
-                else "running"))
-        await stop.kill_and_wait(manager, container)
-    async with container.lock:
+    await _end(manager, container, force)
+    async with contextlib.AsyncExitStack() as held:
+        await held.enter_async_context(container.lock)
+        while container.running:  # it was being started, by its restart policy or a client
+            await held.aclose()
+            await _end(manager, container, force)
+            await held.enter_async_context(container.lock)
         if container.removed:
             raise errdefs.Conflict(texts.removal_in_progress(container.id))
         container.removed = True
@@ -55,6 +52,20 @@ async def remove(manager: Manager, container: Container, *, force: bool = False,
         if not automatic:
             _announce(manager, container)
     manager.ctx.spawn(_clean(manager, container, owned), f"clean {container.id[:12]}")
+
+
+async def _end(manager: Manager, container: Container, force: bool) -> None:
+    """What runs is ended, if that was said."""
+    if container.removed:
+        raise errdefs.Conflict(texts.removal_in_progress(container.id))
+    if not container.running:
+        return
+    if not force:
+        state = container.state.status
+        raise errdefs.Conflict(texts.remove_running(
+            f"/{container.name}", container.id, state if state in (PAUSED, RESTARTING)
+            else "running"))
+    await stop.kill_and_wait(manager, container)
 
 
 def _commit(manager: Manager, container: Container, volumes: list[str]) -> None:

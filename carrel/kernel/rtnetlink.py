@@ -131,10 +131,12 @@ def add_veth(name: str, peer: str, peer_netns: int, *, peer_index: int = 0, peer
 def set_link(index: int, *, name: str = "", ifname: str = "", up: bool | None = None, mtu: int = 0,
              mac: str = "", master: int = 0, v6_link_local: bool = True,
              alias: str = "") -> Message:
-    """Change a link given by index, or by ``ifname`` when the index is 0."""
+    """Change a link given by index, or by ``ifname`` when the index is 0; ``name`` is a new one."""
     body = (_IFINFO.pack(0, 0, index, *_flags(up))
             + _link_attributes(name, mtu, mac, master, v6_link_local))
-    if ifname and not name:
+    if ifname and not name and not index:
+        # beside an index it would be a new name, and before Linux 6.2 a link that is up takes
+        # none (EBUSY), not even the one it has
         body += string(IFLA_IFNAME, ifname)
     if alias:
         body += attr(IFLA_IFALIAS, alias.encode())

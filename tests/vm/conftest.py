@@ -129,6 +129,8 @@ class Machine:
         if settings is not None:
             DAEMON_JSON.parent.mkdir(exist_ok=True)
             DAEMON_JSON.write_text(json.dumps(settings))
+        # tests restart it more often than a start limit allows
+        subprocess.run(["systemctl", "reset-failed", "carrel"], check=False, timeout=PATIENCE)
         done = subprocess.run(["systemctl", "restart", "carrel"], capture_output=True, text=True,
                               check=False, timeout=300)
         assert done.returncode == 0, done.stderr + journal()
