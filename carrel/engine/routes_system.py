@@ -135,7 +135,9 @@ class _Area:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         filters = filtering.parse(request.query.get("filters"), bus.FILTERS)
-        since = timefmt.parse_point(request.query.get("since"))
+        # "0" is no time for logs, and the beginning here
+        since = 0 if request.query.get("since") == "0" else timefmt.parse_point(
+            request.query.get("since"))
         until = timefmt.parse_point(request.query.get("until"))
         if since is not None and until is not None and since > until:
             raise errdefs.InvalidParameter("`since` time cannot be after `until` time")
