@@ -112,10 +112,10 @@ class ManagerV1(Manager):
             for group in self._groups:
                 group.open_procs("tasks" if group is not self._by_controller.get(UNIFIED)
                                  else "cgroup.procs")
+            self.prepared = True
         except BaseException:
             self._undo(made)
             raise
-        self.prepared = True
 
     def _make(self, group: Group, made: list[Group]) -> bool:
         """True when new. A hierarchy that cannot be had is dropped where that is allowed."""

@@ -456,6 +456,12 @@ def ioprio_set(priority: int) -> None:
 
 def sched_setattr(policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int,
                   period: int) -> None:
+    # the fields of a structure are masked by ctypes as silently as arguments are
+    for value, low, bits in ((policy, 0, 32), (flags, 0, 64), (nice, -(1 << 31), 31),
+                             (priority, 0, 32), (runtime, 0, 64), (deadline, 0, 64),
+                             (period, 0, 64)):
+        if not low <= value < 1 << bits:
+            raise OverflowError(f"sched_setattr: {value} is out of range")
     attr = SchedAttr(48, policy, flags, nice, priority, runtime, deadline, period)
     _sched_setattr(0, ctypes.byref(attr), 0)
 

@@ -70,9 +70,8 @@ def create(id: str, bundle: str, root: str, *, spec: Spec | None = None,
         spec = {**spec, "process": {**process, "terminal": wants_terminal}}
     start = launch.Launch(id, root)
     maker = Maker(spec, bundle, start, settings, kernel)
-    operations = maker.plan(raw, stdio, rootfs_mounts, console_size)
     try:
-        done = run_plan(operations, kernel)
+        done = run_plan(maker.plan(raw, stdio, rootfs_mounts, console_size), kernel)
         try:
             return maker.finish()
         except BaseException as error:

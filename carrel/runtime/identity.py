@@ -252,6 +252,8 @@ class SetIdentity(Operation):
         kernel.setresuid(self.uid)
         if self.uid:
             kernel.prctl(syscalls.PR_SET_KEEPCAPS, 0)
+        if self.uid or self.gid:  # with fs.suid_dumpable=1 a change of ids makes us dumpable
+            kernel.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
     def shell(self) -> str:
         groups = ",".join(map(str, self.groups)) if self.groups else ""

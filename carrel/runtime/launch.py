@@ -136,15 +136,16 @@ class StartProcess(Operation):
         ours, theirs = report.pair()
         try:
             with born_into(kernel, launch.pid_namespace):
-                pid, pidfd = self._clone(kernel)
-                if pid == 0:
+                launch.pid, launch.pidfd = self._clone(kernel)
+                if launch.pid == 0:
                     child_module.run(launch.child, report.Report(theirs))
+            launch.socket = ours
         except BaseException:
             ours.close()
+            kill_and_reap(launch)
             raise
         finally:
             theirs.close()
-        launch.pid, launch.pidfd, launch.socket = pid, pidfd, ours
 
     def _clone(self, kernel: Any) -> tuple[int, int]:
         child = self.launch.child
