@@ -16,6 +16,10 @@ from carrel.containerd import config
 log = logging.getLogger("carrel.containerd")
 
 
+#: taken out of the environment: a runtime that inherits it speaks to systemd for us
+_NOTIFY_SOCKET = os.environ.pop("NOTIFY_SOCKET", "")
+
+
 def main() -> int:
     """Run the daemon, or ``publish``; the exit status."""
     arguments = config.parser().parse_args(_go_flags(sys.argv[1:]))
@@ -95,7 +99,7 @@ async def _serve(settings: config.Settings) -> int:
 
 def notify(state: str) -> None:
     """Tell systemd, where it asked for it."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+    address = _NOTIFY_SOCKET
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:

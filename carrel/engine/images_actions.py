@@ -271,7 +271,8 @@ def _client(ctx: EngineContext, host: str, auth: Credentials) -> RegistryClient:
     async def give(asked: str, _: str, __: list[str]) -> Credential:
         return credential if asked == host else Credential()
 
-    return RegistryClient(give, insecure=tuple(ctx.config.insecure_registries))
+    return RegistryClient(give, mirrors=tuple(ctx.config.registry_mirrors),
+                          insecure=tuple(ctx.config.insecure_registries))
 
 
 async def all_tags(ctx: EngineContext, reference: Reference, auth: Credentials,
@@ -295,7 +296,8 @@ async def distribution(ctx: EngineContext, reference: Reference, auth: Credentia
             platforms = [_shown(d.platform) for d in index.manifests if d.platform is not None]
         else:
             manifest = oci.parse_manifest(resolved.data, resolved.media_type)
-            raw = await client.small_blob(reference, manifest.config, oci.MAX_CONFIG)
+            raw = await client.small_blob(reference, manifest.config, oci.MAX_CONFIG,
+                                          resolved.endpoint)
             platforms = [_shown(oci.parse_config(raw).platform)]
     return {"Descriptor": {"mediaType": resolved.media_type, "digest": resolved.digest,
                            "size": len(resolved.data)}, "Platforms": platforms}

@@ -114,13 +114,13 @@ class NdJson:
 
 
 async def answering(request: web.Request, work: Callable[[NdJson], Awaitable[None]],
-                    ) -> web.StreamResponse:
-    """Run ``work``; an error after the first line becomes the last line."""
+                    *, always: bool = False) -> web.StreamResponse:
+    """Run ``work``; an error after the first line (or ``always``) becomes the last line."""
     out = NdJson(request)
     try:
         await work(out)
     except (errdefs.CarrelError, OSError) as error:
-        if not out.started or isinstance(error, ConnectionResetError):
+        if not (out.started or always) or isinstance(error, ConnectionResetError):
             raise
         await out.send({"errorDetail": {"message": str(error)}, "error": str(error)})
     return await out.finish()

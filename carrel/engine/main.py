@@ -15,6 +15,9 @@ from carrel import errdefs
 from carrel.engine import flags, log
 from carrel.engine.config import Config
 
+#: taken out of the environment: a runtime that inherits it speaks to systemd for us
+_NOTIFY_SOCKET = os.environ.pop("NOTIFY_SOCKET", "")
+
 
 def main() -> int:
     try:
@@ -106,7 +109,7 @@ async def _serve(config: Config) -> int:
 
 def notify(state: str) -> None:
     """Tell systemd, when it asked to be told."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+    address = _NOTIFY_SOCKET
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

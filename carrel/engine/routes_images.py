@@ -139,7 +139,8 @@ class ImageRoutes:
     async def load(self, request: web.Request) -> web.StreamResponse:
         quiet = jsonio.flag(request, "quiet")
         return await answering(request, lambda out: images_actions.load(
-            self._ctx, self._images, out, request.content.iter_any(), quiet=quiet))
+            self._ctx, self._images, out, request.content.iter_any(), quiet=quiet),
+            always=True)    # Docker answers 200 to any archive, and tells the rest in the stream
 
     async def save_one(self, request: web.Request) -> web.StreamResponse:
         return await images_actions.save(

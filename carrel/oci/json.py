@@ -70,10 +70,11 @@ def loads(data: bytes | str, what: str = "JSON") -> Any:
         raise InvalidParameter(f"{what}: no value at character {stop.value}") from None
     except RecursionError:
         raise InvalidParameter(f"{what} is nested too deeply") from None
-    except (ValueError, ImportError) as error:
-        # the scanner reports its own errors by importing json.decoder, which
-        # may be missing (an isolated interpreter): either way it is bad JSON
-        raise InvalidParameter(f"{what} is not valid: {error}") from None
+    except (ValueError, ImportError, SystemError) as error:
+        # the scanner raises an exception of json.decoder; where that is not imported it
+        # fails without one (SystemError): either way it is bad JSON
+        detail = "" if isinstance(error, SystemError) else f": {error}"
+        raise InvalidParameter(f"{what} is not valid{detail}") from None
     finally:
         _Context.memo.clear()
     return value

@@ -180,8 +180,19 @@ class RegistryClient:
             yield Blob(start, _bounded(response, start, descriptor))
 
     async def tags(self, reference: Reference) -> list[str]:
-        """All tags of a repository, page by page."""
-        endpoint = self.endpoints(reference)[-1]
+        """All tags of a repository, from the first endpoint that can tell."""
+        last: errdefs.CarrelError | None = None
+        for endpoint in self.endpoints(reference):
+            try:
+                return await self._tags_at(endpoint, reference)
+            except errdefs.CarrelError as error:
+                if not endpoint.mirror:
+                    raise
+                last = error
+        raise last or errdefs.NotFound(f"no registry for {reference}")
+
+    async def _tags_at(self, endpoint: Endpoint, reference: Reference) -> list[str]:
+        """Page by page."""
         rest, found = f"{reference.path}/tags/list", list[str]()
         for _ in range(1000):
             async with self.transport.request("GET", endpoint, rest, scope=pull_scope(reference),

@@ -202,9 +202,12 @@ class Command(Driver):
                 lines = file.read(1 << 20).splitlines()
         except FileNotFoundError:
             return ""
-        for line in reversed(lines):
+        # runc writes an entry a line; crun spreads one over several
+        text = b"\n".join(lines)
+        last = text[max(text.rfind(b"{\n"), 0):text.rfind(b"}") + 1]
+        for found in (*reversed(lines), last):
             try:
-                entry = json.loads(line)
+                entry = json.loads(found)
             except InvalidParameter:
                 continue
             if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):

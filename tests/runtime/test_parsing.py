@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json as standard
 import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from carrel.errdefs import InvalidParameter
 from carrel.kernel import syscalls as k
 from carrel.oci import json
 from carrel.runtime import arguments, cli_manage, cli_other, cli_start, options, planner, state
+from tests.conftest import ROOT
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-2**63, 2**64) | st.text()
@@ -127,3 +130,23 @@ def test_sysctl_names() -> None:
     assert planner.sysctl_path("net.ipv4.ip_forward") == "net/ipv4/ip_forward"
     assert planner.sysctl_path("net/ipv4/conf/eth0.100/x") == "net/ipv4/conf/eth0.100/x"
     assert planner.sysctl_path("net.ipv4.conf.eth0/100.x") == "net/ipv4/conf/eth0.100/x"
+
+
+def test_bad_json_in_a_program_that_has_not_imported_json() -> None:
+    """The C scanner wants json.decoder for its errors; without it, it fails in its own way."""
+    script = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+from carrel.errdefs import InvalidParameter
+from carrel.oci import json
+for text in ('{', '{"a"', '[1,', '{"a":1,}', '"\\x00"', 'x', ''):
+    try:
+        json.loads(text)
+    except InvalidParameter:
+        continue
+    sys.exit(f"accepted {text!r}")
+sys.exit("json was imported" if "json.decoder" in sys.modules else 0)
+"""
+    done = subprocess.run([sys.executable, "-ISBc", script, str(ROOT)], capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -29,6 +29,7 @@ def _stand_in(command: list[str]) -> images.Image:
     passwd = ("root:x:0:0:root:/root:/bin/sh\npostgres:x:70:70::/var/lib/postgresql:/bin/sh\n"
               "nobody:x:65534:65534:nobody:/:/bin/false\n")
     files = images.layer({
+        "etc/motd": f"started with {command}\n".encode(),  # each kind has a layer of its own
         "etc/passwd": passwd.encode(), "etc/group": b"root:x:0:\npostgres:x:70:\n",
         "var/opt": None, "var/lib/postgresql": None, "usr/bin": None,
         "hello.txt": b"Hello from Docker!\n"})
