@@ -110,7 +110,7 @@ def test_the_command_line(machine: Machine) -> None:
     """As a user works: run, exec, logs, ps, stats, rm; exit codes and streams."""
     done = machine.carrel("run", "--name", "one", "busybox", "sh", "-c", "echo out; exit 3",
                           check=False)
-    assert (done.returncode, done.stdout) == (3, "out\n")
+    assert (done.returncode, done.stdout) == (3, "out\n"), done.stderr
     assert machine.carrel("logs", "one").stdout == "out\n"
     assert "Exited (3)" in machine.carrel("ps", "-a").stdout
     machine.carrel("rm", "one")
