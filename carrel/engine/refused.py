@@ -13,6 +13,7 @@ from typing import Any
 
 from carrel import errdefs
 from carrel.engine.explain import RESERVED
+from carrel.engine.spec import linux
 
 Bad = errdefs.InvalidParameter
 Unbuilt = errdefs.NotImplementedYet
@@ -75,6 +76,10 @@ def discard(value: dict[str, Any], unified: bool) -> list[str]:
         if value["CpuRealtimePeriod"] or value["CpuRealtimeRuntime"]:
             raise Bad("Your kernel does not support CPU real-time scheduler: there is none in "
                       "cgroup v2")
+    elif value["Memory"] > 0 and value["MemorySwap"] != -1 and not linux.swap_limits():
+        warnings.append("Your kernel does not support swap limit capabilities or the cgroup is not "
+                        "mounted. Memory limited without swap.")
+        value["MemorySwap"] = -1
     for name, text in (("BlkioWeight", "Block I/O weight"),
                        ("BlkioWeightDevice", "Block I/O weight_device")):
         if value[name] and not _weights(unified, name):

@@ -52,39 +52,16 @@ async def build(manager: Manager, container: Container, sandbox: Sandbox | None,
     """The spec. Pure but for reading the image's user files and device nodes."""
     host, config = container.host, container.record.config
     daemon = manager.ctx.config
-    privileged = bool(host["Privileged"])
     options = process.security_options(host["SecurityOpt"] or ())
     caps = process.effective_caps(host)
     args = [container.record.path, *container.record.args]
     taken = {p.destination for p in container.record.mounts}
-    private = host["CgroupnsMode"] == "private"
     with_init = host["Init"] if host["Init"] is not None else daemon.init
     init_mounts: list[dict[str, Any]] = []
     if with_init and not host["PidMode"]:
         args = [INIT_PATH, "--", *args]
         init_mounts = [{"destination": INIT_PATH, "type": "bind", "source": find_init(daemon),
                         "options": ["bind", "ro"]}]
-    netns = sandbox.netns_path if sandbox else ""
-    nodes, rules = linux.devices(host)
-    spec_linux: dict[str, Any] = {
-        "namespaces": linux.namespaces(host, netns=netns, cgroup_private=private,
-                                       pid_of=lambda ref: manager.joinable(ref, "pid").state.pid),
-        "cgroupsPath": cgroup_path(manager, container),
-        "resources": {**linux.resources(host), "devices": rules},
-    }
-    if nodes:
-        spec_linux["devices"] = nodes
-    spec_linux.update(hiding(host, options))
-    sysctls = linux.sysctls(host, bool(netns))
-    if sysctls:
-        spec_linux["sysctl"] = sysctls
-    seccomp = seccomp_profile(daemon.seccomp_profile, options, privileged, caps)
-    if seccomp:
-        spec_linux["seccomp"] = seccomp
-    if any(p.propagation.endswith("shared") for p in container.record.mounts):
-        spec_linux["rootfsPropagation"] = "shared"
-    elif any(p.propagation.endswith("slave") for p in container.record.mounts):
-        spec_linux["rootfsPropagation"] = "rslave"
     spec: dict[str, Any] = {
         "ociVersion": "1.2.0",
         "process": await _process(manager, container, args, caps, options),
@@ -96,7 +73,7 @@ async def build(manager: Manager, container: Container, sandbox: Sandbox | None,
             *init_mounts,
             *mounts.user(container.record.mounts, sources),
         ],
-        "linux": spec_linux,
+        "linux": _linux(manager, container, sandbox, caps, options),
     }
     if host["UTSMode"] != "host":
         spec["hostname"] = config.get("Hostname") or ""
@@ -111,6 +88,36 @@ async def build(manager: Manager, container: Container, sandbox: Sandbox | None,
     if explain.CURRENT.get() is not None:
         spec.setdefault("annotations", {})[explain.ANNOTATION] = "1"
     return spec
+
+
+def _linux(manager: Manager, container: Container, sandbox: Sandbox | None, caps: list[str],
+           options: Mapping[str, str]) -> dict[str, Any]:
+    """Namespaces, the cgroup and its limits, devices, and what is kept from the container."""
+    host = container.host
+    netns = sandbox.netns_path if sandbox else ""
+    nodes, rules = linux.devices(host)
+    result: dict[str, Any] = {
+        "namespaces": linux.namespaces(host, netns=netns,
+                                       cgroup_private=host["CgroupnsMode"] == "private",
+                                       pid_of=lambda ref: manager.joinable(ref, "pid").state.pid),
+        "cgroupsPath": cgroup_path(manager, container),
+        "resources": {**linux.resources(host), "devices": rules},
+    }
+    if nodes:
+        result["devices"] = nodes
+    result.update(hiding(host, options))
+    sysctls = linux.sysctls(host, bool(netns))
+    if sysctls:
+        result["sysctl"] = sysctls
+    seccomp = seccomp_profile(manager.ctx.config.seccomp_profile, options,
+                              bool(host["Privileged"]), caps)
+    if seccomp:
+        result["seccomp"] = seccomp
+    if any(p.propagation.endswith("shared") for p in container.record.mounts):
+        result["rootfsPropagation"] = "shared"
+    elif any(p.propagation.endswith("slave") for p in container.record.mounts):
+        result["rootfsPropagation"] = "rslave"
+    return result
 
 
 async def _process(manager: Manager, container: Container, args: list[str], caps: list[str],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
@@ -331,10 +330,3 @@ def make_stdio(manager: Manager, container: Container) -> Stdio:
     return FifoStdio(f"{manager.io_folder(container)}/init", stdin=stdin, terminal=container.tty,
                      stdin_once=once, log=writer,
                      close_stdin=lambda: manager.tasks.close_stdin(container.id))
-
-
-def ran_for(container: Container) -> float:
-    """Seconds since the start of the process that now ended."""
-    if container.state.started_at == timefmt.ZERO:
-        return 0.0
-    return (time.time_ns() - timefmt.parse_rfc3339(container.state.started_at)) / 1e9

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.field_mask_pb2 import FieldMask
 
 from carrel import errdefs
 from carrel.engine.config import Config, Runtime
@@ -88,12 +87,6 @@ class Tasks:
             return runtime.shim, None
         options = runc_options_pb2.Options(binary_name=runtime.path, systemd_cgroup=systemd)
         return runtime.shim, AnyMessage(type_url=_OPTIONS_TYPE, value=options.SerializeToString())
-
-    async def update_record(self, ident: str, spec: bytes) -> None:
-        await self._client.containers.Update(containers_pb2.UpdateContainerRequest(
-            container=containers_pb2.Container(
-                id=ident, spec=AnyMessage(type_url=SPEC_TYPE, value=spec)),
-            update_mask=FieldMask(paths=["spec"])))
 
     async def remove_record(self, ident: str) -> None:
         await _gone_is_fine(self._client.containers.Delete,

@@ -10,7 +10,6 @@ from typing import Any
 
 from carrel import errdefs
 from carrel.engine import signals
-from carrel.engine.names import FULL_ID
 
 Bad = errdefs.InvalidParameter
 MIB = 1 << 20
@@ -416,7 +415,3 @@ def console_size(size: Any) -> tuple[int, int] | None:
             isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 65536 for n in size)):
         raise Bad("invalid JSON: ConsoleSize must be [height, width]")
     return size[0], size[1]
-
-
-def is_full_id(text: str) -> bool:
-    return FULL_ID.fullmatch(text) is not None

@@ -39,14 +39,6 @@ def namespaces(host: Mapping[str, Any], *, netns: str, cgroup_private: bool,
     return result
 
 
-def cgroup_private(host: Mapping[str, Any], unified: bool, default: str) -> bool:
-    """Docker: private with cgroup v2, the host's with v1; privileged: the host's."""
-    mode = host["CgroupnsMode"] or default
-    if mode:
-        return bool(mode == "private")
-    return unified and not host["Privileged"]
-
-
 def sysctls(host: Mapping[str, Any], own_network: bool) -> dict[str, str]:
     """Docker's two for unprivileged ping and low ports, then those asked for."""
     result: dict[str, str] = {}
@@ -159,6 +151,12 @@ def resources(host: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def swap_limits() -> bool:
+    """Does this kernel count swap per group? With v1 it may be switched off."""
+    return (os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+            or os.path.exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"))
+
+
 def _memory(host: Mapping[str, Any]) -> dict[str, Any]:
     memory: dict[str, Any] = {}
     limit, swap = host.get("Memory") or 0, host.get("MemorySwap") or 0
@@ -167,6 +165,8 @@ def _memory(host: Mapping[str, Any]) -> dict[str, Any]:
         memory["swap"] = swap or limit * 2
     elif swap:
         memory["swap"] = swap
+    if swap == -1 and not swap_limits():
+        del memory["swap"]  # nothing to switch off
     if host.get("MemoryReservation"):
         memory["reservation"] = host["MemoryReservation"]
     swappiness = host.get("MemorySwappiness")
