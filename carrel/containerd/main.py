@@ -65,6 +65,7 @@ def _run(work: Any) -> int:
 async def _serve(settings: config.Settings) -> int:
     from carrel.containerd.service import build
     from carrel.containerd.sockets import listen
+    from carrel.kernel import memory
     from carrel.proto import rpc
 
     stopping = asyncio.Event()
@@ -79,6 +80,7 @@ async def _serve(settings: config.Settings) -> int:
         await services.start()
         server = rpc.server(services.servicers())
         await server.start(sock=listen(settings.address, 0o660, settings.uid, settings.gid))
+        memory.settle()
         notify("READY=1")
         log.info("serving %s", settings.address)
         await stopping.wait()

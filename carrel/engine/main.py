@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from carrel import errdefs
 from carrel.engine import flags, log
 from carrel.engine.config import Config
+from carrel.kernel import memory
 
 #: taken out of the environment: a runtime that inherits it speaks to systemd for us
 _NOTIFY_SOCKET = os.environ.pop("NOTIFY_SOCKET", "")
@@ -96,6 +97,7 @@ async def _serve(config: Config) -> int:
     try:
         await daemon.start(stopping)
         loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+        memory.settle()
         if not stopping.is_set():
             notify("READY=1")
             log.info(f"API listen on {', '.join(config.hosts)}")

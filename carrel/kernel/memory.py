@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from ctypes import c_ulong
 
 from carrel.kernel import libc
@@ -25,3 +26,14 @@ def trim() -> None:
     """Give free memory of all of malloc's arenas back to the kernel."""
     if _malloc_trim is not None:
         _malloc_trim(0)
+
+
+def settle() -> None:
+    """A daemon has started: what was imported and made so far stays until the end.
+
+    The collector need not look at it again (a full collection stops the loop for a tenth of
+    a second otherwise), and what importing needed goes back to the kernel.
+    """
+    gc.collect()
+    gc.freeze()
+    trim()
