@@ -251,3 +251,42 @@ def test_starting_from_a_checkpoint_is_refused(stack: Stack) -> None:
     assert answer.status == 501 and "checkpoint" in answer.json["message"]
     removed = call(stack.sock, "DELETE", "/containers/box?link=1")
     assert removed.status == 501 and "link" in removed.json["message"]
+
+
+@root
+@pytest.mark.parametrize(("path", "body", "status", "text"), [
+    ("/networks/create", {"Ingress": True}, 501, "ingress"),
+    ("/networks/create", {"Scope": "swarm"}, 501, "swarm"),
+    ("/networks/create", {"IPAM": {"Driver": "x"}}, 404, "x"),
+    ("/networks/create", {"IPAM": {"Options": {"a": "b"}}}, 501, "IPAM"),
+    ("/networks/create", {"Driver": "overlay"}, 501, "overlay"),
+    ("/networks/create", {"EnableIPv4": False}, 501, "IPv4"),
+    ("/networks/create", {"ConfigFrom": {"Network": "x"}}, 501, "configuration-only"),
+    ("/volumes/create", {"Driver": "x"}, 404, "plugin"),
+    ("/volumes/create", {"DriverOpts": {"size": "1g"}}, 501, "quota"),
+    ("/volumes/create", {"DriverOpts": {"foo": "1"}}, 400, "foo"),
+    ("/volumes/create", {"ClusterVolumeSpec": {"Group": "x"}}, 501, "cluster"),
+    ("/session", {}, 501, "Session"),
+    ("/swarm/init", {}, 501, "swarm"), ("/plugins/pull", [], 501, "PluginPull"),
+    ("/containers/box/stop?t=abc", {}, 400, "t"),
+    ("/containers/box/wait?condition=x", {}, 400, "x"),
+    ("/containers/box/resize?h=-1&w=2", {}, 400, "resize"),
+    ("/containers/box/kill?signal=BOGUS", {}, 400, "BOGUS"),
+    ("/containers/box/attach?detachKeys=ctrl-%%", {}, 400, "detach keys"),
+])
+def test_other_requests(stack: Stack, path: str, body: Any, status: int, text: str) -> None:
+    stack.docker("create", "--name", "box", IMAGE)
+    name = {"Name": "named"} if path == "/networks/create" else {}
+    answer = call(stack.sock, "POST", path, {**name, **body} if isinstance(body, dict) else body)
+    assert answer.status == status and text.lower() in answer.json["message"].lower(), answer.raw
+
+
+@root
+@pytest.mark.parametrize("path", [
+    "/containers/json?limit=abc", "/containers/json?filters=%7B%22x%22%3A%5B%22y%22%5D%7D",
+    "/containers/json?filters=[]", "/events?since=abc", "/system/df?type=x",
+    "/volumes?filters=%7B%22x%22%3A%5B%22y%22%5D%7D",
+    "/networks?filters=%7B%22type%22%3A%5B%22x%22%5D%7D"])
+def test_queries_that_mean_nothing(stack: Stack, path: str) -> None:
+    answer = call(stack.sock, "GET", path)
+    assert answer.status == 400 and answer.json["message"]
