@@ -21,7 +21,7 @@ import os
 import select
 
 from carrel import runtime
-from carrel.kernel import cgroup
+from carrel.kernel import cgroup, memory
 from carrel.kernel import syscalls as k
 from carrel.oci import json
 from carrel.shim import daemon, heap, worker
@@ -53,6 +53,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
     heap.fill_holes()
+    memory.trim()
     gc.freeze()
     ready = select.poll()
     ready.register(control, select.POLLIN)
