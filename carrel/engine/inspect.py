@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
-from carrel.engine import netglue, timefmt
+from carrel.engine import links, netglue, timefmt
 from carrel.engine.filters import Filters
 from carrel.engine.model import (
     CREATED,
@@ -67,6 +67,7 @@ def inspect(manager: Manager, container: Container, size: tuple[int, int] | None
     host = {k: v for k, v in record.host_config.items()
             if v is not None or k not in ("KernelMemory", "KernelMemoryTCP", "Annotations",
                                           "Init", "Mounts", "StorageOpt", "Sysctls", "Tmpfs")}
+    host["Links"] = links.shown(manager, container)
     result: dict[str, Any] = {
         "Id": record.id, "Created": record.created, "Path": record.path, "Args": record.args,
         "State": state(container), "Image": record.image_id,

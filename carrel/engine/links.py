@@ -4,7 +4,7 @@ variables that tell a container of its links. Names in /etc/hosts are the networ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
@@ -29,10 +29,12 @@ def split(text: str) -> tuple[str, str]:
     return target, alias
 
 
-def check(manager: Manager, host: Mapping[str, Any]) -> None:
-    """At create: every linked container exists, and can be linked to."""
+def check(manager: Manager, host: dict[str, Any]) -> None:
+    """At create: every linked container exists, and can be linked to. On the default
+    bridge the link is to the container, whatever it is called later."""
+    links = []
     for text in host["Links"] or ():
-        target, _ = split(text)
+        target, alias = split(text)
         try:
             other = manager.find(target)
         except errdefs.NotFound:
@@ -41,6 +43,22 @@ def check(manager: Manager, host: Mapping[str, Any]) -> None:
             raise errdefs.InvalidParameter(
                 "conflicting options: host type networking can't be used with links. This would "
                 "result in undefined behavior")
+        links.append(f"{other.id}:{alias}" if host["NetworkMode"] == DEFAULT_NETWORK else text)
+    if links:
+        host["Links"] = links
+
+
+def shown(manager: Manager, container: Container) -> list[str] | None:
+    """As inspect has them: ``/db:/web/alias``."""
+    links: list[str] | None = container.host["Links"]
+    if not links or container.host["NetworkMode"] != DEFAULT_NETWORK:
+        return links
+    result = []
+    for text in links:
+        target, alias = split(text)
+        other = manager.get(target)
+        result.append(f"/{other.name if other else target}:/{container.name}/{alias}")
+    return result
 
 
 def environment(manager: Manager, container: Container) -> list[str]:

@@ -93,7 +93,10 @@ class _Area:
         states = [c.state.status for c in containers]
         limits = _limits(self.manager.unified)
         security = ["name=apparmor"] if self.manager.confinement.available else []
-        security.append("name=seccomp,profile=builtin")
+        profile = config.seccomp_profile
+        if profile != "unconfined":
+            security.append("name=seccomp,profile="
+                            + ("builtin" if profile in ("", "builtin") else "custom"))
         if self.manager.unified:
             security.append("name=cgroupns")
         return jsonio.response({
@@ -128,7 +131,9 @@ class _Area:
             "InitCommit": {"ID": ""}, "SecurityOptions": security, "CDISpecDirs": [],
             "Containerd": {"Address": config.containerd_socket, "Namespaces": {
                 "Containers": config.containerd_namespace, "Plugins": ""}},
-            "DefaultAddressPools": [], "FirewallBackend": {"Driver": "nftables"},
+            "DefaultAddressPools": [{"Base": p["base"], "Size": p["size"]}
+                                    for p in config.default_address_pools],
+            "FirewallBackend": {"Driver": "nftables" if config.iptables else "none"},
             "Warnings": [*_warnings(limits), *self.manager.confinement.warnings,
                          *self.ctx.network.warnings],
         })

@@ -188,9 +188,12 @@ def test_links_tell_the_environment(stack: Stack) -> None:
         assert line in text.splitlines()
     assert f"{address}\tmy-db" in text
     assert "MY_DB_ENV_PATH" not in text
-    stack.docker("kill", "db")
+    stack.docker("rename", "db", "base")
+    assert stack.out("inspect", "-f", "{{.HostConfig.Links}}", "web") == "[/base:/web/my-db]"
+    assert "MY_DB_NAME=/web/my-db" in stack.out("start", "-a", "web")
+    stack.docker("kill", "base")
     gone = stack.docker("start", "web", check=False)
-    assert "Cannot link to a non running container: /db AS /web/my-db" in gone.stderr
+    assert "Cannot link to a non running container: /base AS /web/my-db" in gone.stderr
     none = stack.docker("create", "--link", "nobody", IMAGE, check=False)
     assert "could not get container for nobody" in none.stderr
 
