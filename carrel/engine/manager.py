@@ -249,6 +249,7 @@ class Manager:
         self._releasing.add(task)
         try:
             await self.ctx.network.remove_sandbox(container.id)
+            netglue.announce(self, container, "disconnect")
         finally:
             self._releasing.discard(task)
 

@@ -186,3 +186,15 @@ def _view(wanted: Mapping[str, Any], network: str, live: Endpoint | None) -> dic
         "GlobalIPv6PrefixLen": live.prefix6 if live else 0,
         "DNSNames": list(live.dns_names) or None if live else None,
     }
+
+
+def announce(manager: Manager, container: Container, action: str) -> None:
+    """The events of a start and of an end: one for each network of the container."""
+    mode = mode_of(container.host)
+    for name in container.record.endpoints or ([mode] if mode in SPECIAL else []):
+        try:
+            found = manager.ctx.network.network(name)
+        except errdefs.NotFound:
+            continue    # removed while the container was stopped
+        manager.ctx.events.publish("network", action, found.id, {
+            "container": container.id, "name": found.name, "type": found.driver})

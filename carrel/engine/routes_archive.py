@@ -93,9 +93,9 @@ class _Area:
         wanted: dict[str, Any] = {
             "op": "unpack", "path": path, "name": request.match_info["id"],
             "keep_types": jsonio.flag(request, "noOverwriteDirNonDir")}
-        if jsonio.flag(request, "copyUIDGID"):
-            who = await specbuild.resolve_user(self.manager, container,
-                                               container.config.get("User") or "")
+        user = container.config.get("User") or ""
+        if user and jsonio.flag(request, "copyUIDGID"):  # without a user: as in the archive
+            who = await specbuild.resolve_user(self.manager, container, user)
             wanted["owner"] = [who.uid, who.gid]
         async with view.target(self.manager, container) as where:
             async with view.worker({**where, **wanted}) as worker:

@@ -211,6 +211,7 @@ async def _sandbox(manager: Manager, container: Container, undo: contextlib.Asyn
     with explain.kernel_calls(7):
         sandbox = await manager.ctx.network.create_sandbox(spec)
     undo.push_async_callback(manager.ctx.network.remove_sandbox, container.id)
+    netglue.announce(manager, container, "connect")
     return sandbox
 
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests import images, leakcheck
-from tests.e2e.engine import BIN, Cli, Stack, peers
+from tests.e2e.engine import BIN, Cli, OverContainerd, Stack, peers
 
 ORIGINAL = os.environ.get("CARREL_E2E_ENGINE") == "docker"
 KINDS: dict[str, Callable[[Path], Stack]] = {
     "grpc": Stack,
     "embedded": lambda work: Stack(work, "--containerd=embedded"),
+    "containerd-2.1": OverContainerd,
 }
 DOCKER_NEW = ("docker-28.5", lambda: str(peers("sid") / "usr/bin/docker"))
 DOCKER_OLD = ("docker-20.10", lambda: str(peers("bookworm") / "usr/bin/docker"))
