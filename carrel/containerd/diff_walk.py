@@ -15,8 +15,9 @@ from errno import ELOOP, ENODATA, ENOENT, ENOTSUP, ENXIO
 from carrel import errdefs
 from carrel.containerd import tarwrite, whiteout
 from carrel.containerd.tree import OPEN_DIRECTORY
+from carrel.kernel import paths
 
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FILE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE = 1 << 20
 #: an upper directory with these does not hold all of its content itself
 _INCOMPLETE = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
@@ -87,11 +88,15 @@ class LayerWalk:
         return fd
 
     def _file(self, parent: int, name: bytes, path: bytes) -> None:
-        fd = os.open(name, _FILE, dir_fd=parent)
+        where = os.open(name, _FILE, dir_fd=parent)
+        try:
+            fd = paths.open_plain_file(where)
+        finally:
+            os.close(where)
+        if fd < 0:
+            return  # replaced by the container since the directory was read
         try:
             st = os.fstat(fd)
-            if not stat.S_ISREG(st.st_mode):
-                return
             if st.st_nlink > 1:
                 first = self._links.setdefault((st.st_dev, st.st_ino), path)
                 if first != path:

@@ -14,6 +14,8 @@ import stat
 from collections.abc import Iterable
 from typing import Any
 
+from carrel.kernel import paths
+
 MAX_READ = 10 << 20
 
 
@@ -91,10 +93,14 @@ def _opaque(fd: int) -> bool:
 
 
 def _content(folder: int, name: str) -> bytes:
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    where = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return b""
+        fd = paths.open_plain_file(where)
+    finally:
+        os.close(where)
+    if fd < 0:
+        return b""
+    try:
         parts, size = [], 0
         while size < MAX_READ and (block := os.read(fd, 1 << 20)):
             parts.append(block)

@@ -7,6 +7,8 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator
 
+from carrel.kernel import paths
+
 _CHUNK = 1 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _XATTRS = ("security.capability", "user.")
@@ -89,12 +91,15 @@ class Packer:
         return -1
 
     def _file(self, parent: int, entry: str, name: str) -> None:
-        fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
-                     dir_fd=parent)
+        where = os.open(entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            fd = paths.open_plain_file(where)
+        finally:
+            os.close(where)
+        if fd < 0:
+            return
         try:
             info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode):
-                return
             tar = self._info(name, info, fd)
             key = (info.st_dev, info.st_ino)
             if info.st_nlink > 1 and key in self._links:

@@ -154,14 +154,14 @@ def _read(root: int, request: dict[str, Any]) -> None:
     """A plain file's first bytes; nothing for anything else."""
     data = b""
     try:
-        fd = paths.open_in_root(syscalls, root, request["path"],
-                                os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        where = paths.open_in_root(syscalls, root, request["path"])
         try:
-            if stat.S_ISREG(os.fstat(fd).st_mode):
-                with os.fdopen(os.dup(fd), "rb") as file:
+            fd = paths.open_plain_file(where)
+            if fd >= 0:
+                with os.fdopen(fd, "rb") as file:
                     data = file.read(request["limit"])
         finally:
-            os.close(fd)
+            os.close(where)
     except (FileNotFoundError, NotADirectoryError):
         pass
     _answer({"size": len(data)})

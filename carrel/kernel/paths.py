@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from errno import EAGAIN, EEXIST, EINVAL, ELOOP, ENOENT, ENOTDIR, EXDEV
-from stat import S_ISDIR, S_ISLNK
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 from carrel.kernel.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 
@@ -35,6 +35,17 @@ def open_in_root(kernel: Any, root_fd: int, path: str, flags: int = _PATH) -> in
             if attempt == _ATTEMPTS - 1:
                 raise
     raise OSError(EAGAIN, os.strerror(EAGAIN), path)
+
+
+def open_plain_file(path_fd: int) -> int:
+    """The plain file behind an O_PATH descriptor, for reading; -1 for anything else.
+
+    To open a device is to do something: a watchdog starts, a tape rewinds.  So what a
+    container put there is looked at first, and that very thing is opened then.
+    """
+    if not S_ISREG(os.fstat(path_fd).st_mode):
+        return -1
+    return os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def find_in_root(kernel: Any, root_fd: int, path: str) -> int:

@@ -189,6 +189,23 @@ def test_a_bound_file_as_console_stays_as_it_was(bundle: Bundle, canary: Canary)
     canary.check()
 
 
+def test_a_device_is_looked_at_not_opened(tmp_path: Path) -> None:
+    """An engine that opened a container's node as root would start a watchdog."""
+    (tmp_path / "file").write_text("plain")
+    os.mknod(tmp_path / "node", 0o20600, os.makedev(5, 0))  # /dev/tty: ENXIO when opened
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("file")
+    found = {}
+    for name in ("file", "node", "fifo", "link"):
+        where = os.open(tmp_path / name, os.O_PATH | os.O_NOFOLLOW)
+        fd = paths.open_plain_file(where)
+        found[name] = os.read(fd, 9) if fd >= 0 else b""
+        os.close(where)
+        if fd >= 0:
+            os.close(fd)
+    assert found == {"file": b"plain", "node": b"", "fifo": b"", "link": b""}
+
+
 # --- E07: /proc and /sys -------------------------------------------------------------
 
 
