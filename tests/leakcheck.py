@@ -115,7 +115,8 @@ def _processes() -> frozenset[str]:
     while walk:
         ancestors.add(walk)
         walk = parents.get(walk, 0)
-    found = [pid for pid in inside if pid not in ancestors]
+    # the kernel's own threads (children of 2) are seen where no namespace is between us and it
+    found = [pid for pid in inside if pid not in ancestors and parents[pid] != 2]
     waiting = [pid for pid in found if _is_waiting_shim(pid, parents[pid])]
     # the shims that a zygote made ahead come and go: how many there are is what counts
     return frozenset(f"{pid} {names[pid]}" for pid in found if pid not in waiting) | {
