@@ -21,6 +21,7 @@ from aiohttp import web
 from carrel.engine import guard
 from tests.engine.rawhttp import call, connect, raw
 from tests.engine.stack import CARRELD, IMAGE, Stack, clean
+from tests.leakcheck import cgroup_parent
 
 root = pytest.mark.root
 PING = b"GET /_ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -194,8 +195,9 @@ def _start(tmp_path: Path, *flags: str) -> Stack:
     data_root.mkdir()
     stack = Stack(data_root, exec_root, [
         "-H", f"unix://{exec_root}/carrel.sock", "--cgroup-parent",
-        f"/carrel-test-{exec_root.name[3:]}", *flags])
+        cgroup_parent(exec_root.name), *flags])
     stack.start()
+    _alive(stack)  # it answers when all of its sockets are there
     return stack
 
 
