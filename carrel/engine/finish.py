@@ -35,6 +35,19 @@ async def exited(manager: Manager, container: Container, pid: int, status: int, 
         _record(manager, container, status, when_ns)
 
 
+def _save_end(manager: Manager, container: Container) -> None:
+    """An end that cannot be written (the disk is full) is still an end: whoever waits is
+    told, and a later daemon finds it out again from the containerd layer."""
+    import sqlite3
+
+    try:
+        manager.save(container)
+    except (sqlite3.Error, OSError) as error:
+        from carrel.engine import log
+
+        log.error(f"the end of {container.id[:12]} is not saved: {error}")
+
+
 def _record(manager: Manager, container: Container, status: int, when_ns: int) -> None:
     state = container.state
     state.pid, state.exit_code = 0, status
@@ -48,7 +61,7 @@ def _record(manager: Manager, container: Container, status: int, when_ns: int) -
                                    else min(container.restart_delay * 2, _LONGEST_DELAY))
     removing = bool(container.host["AutoRemove"]) and not again
     if not removing:
-        manager.save(container)
+        _save_end(manager, container)
     manager.ctx.events.publish("container", "die", container.id, container.attributes(
         exitCode=str(status), execDuration=str(int(ran))))
     container.exit_seen.set()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -85,3 +87,62 @@ def test_kill_9_of_the_zygote(own: Stack) -> None:
     assert cli.ok("run", "--rm", "busybox", "echo", "new").strip() == "new"
     assert cli.ok("exec", "alive3", "echo", "here").strip() == "here"
     cli.ok("rm", "-f", "alive3")
+
+
+def test_kill_9_of_carreld_in_the_middle_of_twenty_starts(own: Stack) -> None:
+    """Whatever each start had reached: after it the names are free and nothing is left."""
+    cli = own.cli(str(BIN / "carrel"))
+    names = [f"mid-{n}" for n in range(20)]
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        starts = [pool.submit(cli.run, "run", "-d", "--name", n, "busybox", "sleep", "1000")
+                  for n in names]
+        _wait(lambda: sum(s.done() for s in starts) >= 4)
+        own.kill()
+        concurrent.futures.wait(starts)
+    assert any(s.result().code for s in starts)     # some were under way
+    own.start()
+    states = {name: cli.run("inspect", "-f", "{{.State.Status}}", name).out.strip()
+              for name in names}
+    assert set(states.values()) <= {"running", "created", "exited", ""}
+    running = [name for name, state in states.items() if state == "running"]
+    assert len(running) >= 4
+    for name in running:
+        assert cli.ok("exec", name, "echo", "alive") == "alive\n"
+    cli.run("rm", "-f", *[name for name, state in states.items() if state])
+    assert cli.ok("ps", "-aq") == ""
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        again = list(pool.map(lambda n: cli.ok("run", "--rm", "--name", n, "busybox", "echo", n),
+                              names))
+    assert again == [f"{name}\n" for name in names]
+
+
+def test_disk_full(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A data root without room: each command ends, with one clear line; with a little room
+    again, rm and prune make more."""
+    work = tmp_path_factory.mktemp("full")
+    data = work / "data"
+    data.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(data)], check=True)
+    stack = Stack(work)
+    try:
+        stack.start()
+        cli = stack.cli(str(BIN / "carrel"))
+        images.busybox_archive(work / "busybox.tar")
+        cli.ok("load", "-q", "-i", str(work / "busybox.tar"))
+        (data / "ballast").write_bytes(bytes(2 << 20))
+        done = cli.run("run", "--name", "filler", "busybox", "dd", "if=/dev/zero", "of=/big",
+                       "bs=1M")
+        assert done.code == 1 and "No space left on device" in done.err
+        for argv in (("load", "-i", str(work / "busybox.tar")), ("ps", "-a"),
+                     ("create", "--name", "next", "busybox"), ("volume", "create", "vol")):
+            refused = cli.run(*argv)
+            assert "Traceback" not in refused.err and len(refused.err.splitlines()) < 4
+            assert refused.code == 0 or "space" in refused.err.lower() or (
+                "full" in refused.err.lower()), refused.err
+        (data / "ballast").unlink()
+        cli.ok("rm", "-f", "filler")
+        cli.ok("container", "prune", "-f")
+        assert cli.ok("run", "--rm", "busybox", "echo", "room") == "room\n"
+    finally:
+        stack.stop()
+        subprocess.run(["umount", str(data)], check=True)
