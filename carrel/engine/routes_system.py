@@ -134,8 +134,8 @@ class _Area:
             "DefaultAddressPools": [{"Base": p["base"], "Size": p["size"]}
                                     for p in config.default_address_pools],
             "FirewallBackend": {"Driver": "nftables" if config.iptables else "none"},
-            "Warnings": [*_warnings(limits), *self.manager.confinement.warnings,
-                         *self.ctx.network.warnings],
+            "Warnings": [*_warnings(limits, self.manager.unified),
+                         *self.manager.confinement.warnings, *self.ctx.network.warnings],
         })
 
     async def events(self, request: web.Request) -> web.StreamResponse:
@@ -248,11 +248,22 @@ def _swap(unified: bool) -> bool:
     return unified or os.path.exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
 
 
-def _warnings(limits: dict[str, bool]) -> list[str]:
-    names = {"MemoryLimit": "No memory limit support", "SwapLimit": "No swap limit support",
-             "CpuCfsQuota": "No cpu cfs quota support", "CPUShares": "No cpu shares support",
-             "CPUSet": "No cpuset support", "PidsLimit": "No pids limit support"}
-    return [f"WARNING: {text}" for key, text in names.items() if not limits[key]]
+_IO = {True: ("io.weight", "io.weight (per device)", "io.max (rbps)", "io.max (wbps)",
+              "io.max (riops)", "io.max (wiops)"),
+       False: tuple(f"blkio throttle.{kind}_device" for kind in (
+           "read_bps", "write_bps", "read_iops", "write_iops"))}
+
+
+def _warnings(limits: dict[str, bool], unified: bool) -> list[str]:
+    """In Docker's words. What no kernel of a version has is not worth one."""
+    names = {"MemoryLimit": "memory limit", "SwapLimit": "swap limit",
+             "CpuCfsQuota": "cpu cfs quota", "CpuCfsPeriod": "cpu cfs period",
+             "CPUShares": "cpu shares", "CPUSet": "cpuset", "PidsLimit": "pids limit"}
+    missing = [text for key, text in names.items() if not limits[key]]
+    if ("io" if unified else "blkio") not in _controllers(unified):
+        missing += _IO[unified]
+    return [f"WARNING: No {text} support" for text in missing] + (
+        [] if _forwarding() else ["WARNING: IPv4 forwarding is disabled"])
 
 
 def _registries(config: Any) -> dict[str, Any]:
