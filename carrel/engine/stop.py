@@ -107,6 +107,10 @@ async def _lost(manager: Manager, container: Container) -> bool:
 async def kill(manager: Manager, container: Container, ref: str, signal: str) -> None:
     """``docker kill``: one signal."""
     number = signals.parse(signal)
+    if not container.alive and container.lock.locked():
+        # its process may run already while the start is not answered yet
+        async with container.lock:
+            pass
     if not container.alive:
         raise errdefs.Conflict(texts.cannot_kill(ref, texts.not_running(container.id)))
     if number in (9, stop_signal(container)):
