@@ -13,6 +13,7 @@ import pytest
 
 from carrel.kernel import syscalls
 from carrel.runtime import api
+from tests import leakcheck
 from tests.engine.stack import Stack, clean, start_stack
 from tests.runtime.conftest import Bundle, bundle
 
@@ -141,6 +142,7 @@ def running(bundle: Bundle) -> Iterator[api.Container]:
 @pytest.fixture(scope="package")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One engine for all of these tests, started with a careless umask."""
+    machine = leakcheck.take()
     before = os.umask(0)
     try:
         stack = start_stack(tmp_path_factory.mktemp("security"))
@@ -148,6 +150,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         os.umask(before)
     yield stack
     clean(stack)
+    leaks = leakcheck.wait_until_clean(machine, 10)
+    assert not leaks, f"left behind: {leaks}"
 
 
 @pytest.fixture

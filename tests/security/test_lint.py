@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,10 @@ PROGRAMS = {"containerd/shims.py", "containerd/zygote.py", "engine/child.py", "e
             "cli/auth.py", "kernel/apparmor.py", "runtime/cli_other.py", "shim/stdio.py"}
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(CARREL.rglob("*.py")):
-        if not path.name.endswith("_pb2.py"):
-            yield str(path.relative_to(CARREL)), ast.parse(path.read_text(), str(path))
+@cache
+def sources() -> list[tuple[str, ast.Module]]:
+    return [(str(path.relative_to(CARREL)), ast.parse(path.read_text(), str(path)))
+            for path in sorted(CARREL.rglob("*.py")) if not path.name.endswith("_pb2.py")]
 
 
 def dotted(node: ast.AST) -> str:

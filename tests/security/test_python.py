@@ -278,14 +278,18 @@ class Sweep:
         return self.trace
 
 
-def _left(bundle: Bundle, fds: set[str]) -> list[str]:
+def _children() -> set[int]:
+    with open("/proc/thread-self/children", encoding="ascii") as file:
+        return set(map(int, file.read().split()))
+
+
+def _left(bundle: Bundle, fds: set[str], others: set[int]) -> list[str]:
     found = [f"fd {f}" for f in set(os.listdir("/proc/self/fd")) - fds
              if os.path.lexists(f"/proc/self/fd/{f}")]  # the listing's own is closed
     if os.path.exists(f"{bundle.root}/{bundle.id}"):
         found.append("state folder")
-    with open("/proc/thread-self/children", encoding="ascii") as file:
-        if file.read():
-            found.append("child")
+    if _children() - others:
+        found.append("child")
     for top in Path("/sys/fs/cgroup").glob("*"):
         if (top / bundle.spec["linux"]["cgroupsPath"].strip("/")).exists():
             found.append("cgroup")
@@ -303,12 +307,11 @@ WINDOWS = {
 }
 
 
-def _clear(bundle: Bundle, fds: set[str]) -> None:
+def _clear(bundle: Bundle, fds: set[str], others: set[int]) -> None:
     """What a window left, so that the next line is tried on clean ground."""
-    with open("/proc/thread-self/children", encoding="ascii") as file:
-        for pid in map(int, file.read().split()):
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
+    for pid in _children() - others:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
     for fd in set(os.listdir("/proc/self/fd")) - fds:
         with suppress(OSError):
             os.close(int(fd))
@@ -323,6 +326,7 @@ def test_an_exception_at_any_line_leaves_nothing(bundle: Bundle, leak_check: Non
     """Every 11th line of the parent's part; all of them take half a minute."""
     bundle.args("true").write()
     fds = set(os.listdir("/proc/self/fd"))
+    others = _children()  # an engine of other tests, perhaps
     at, windows = 1, 0
     while True:
         sweep = Sweep(at)
@@ -334,12 +338,12 @@ def test_an_exception_at_any_line_leaves_nothing(bundle: Bundle, leak_check: Non
             sys.settrace(None)
             assert isinstance(error, Stop), (sweep.where, error)
             error.__traceback__ = None  # it holds what the frames held
-            left = _left(bundle, fds)
+            left = _left(bundle, fds, others)
             allowed = WINDOWS.get(sweep.where.split(":")[1], "")
             worst = [x for x in left if not x.startswith("fd")]
             assert not left or allowed == "child" or (allowed and not worst), (sweep.where, left)
             windows += bool(left)
-            _clear(bundle, fds)
+            _clear(bundle, fds, others)
             at += 11
             continue
         finally:

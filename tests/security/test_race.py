@@ -36,7 +36,7 @@ def swapping(first: Path, second: Path) -> Iterator[None]:
                 for _ in range(200):
                     libc.syscall(_RENAMEAT2, -100, one, -100, two, _EXCHANGE)
                 count += 200
-                time.sleep(0.0005)  # the starts want the processors, too
+                time.sleep(0.002)  # the starts want the processors, too
         finally:
             os._exit(0)
     try:
