@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -23,9 +24,7 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leak_check")]
 def leaked(canary: Canary) -> Iterator[int]:
     """A descriptor of the host's that whoever starts us forgot to mark."""
     fd = os.open(canary.folder, os.O_RDONLY | os.O_DIRECTORY)
-    os.set_inheritable(fd, True)
-    high = 60
-    os.dup2(fd, high, inheritable=True)
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD, 60)   # inheritable, and nobody else's
     os.close(fd)
     yield high
     os.close(high)
