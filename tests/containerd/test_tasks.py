@@ -289,6 +289,8 @@ async def test_crash_of_the_daemon(server: Daemon, rootfs: Path) -> None:
         async with events(clients) as seen:
             await kill(clients, "runs")
             await eventually(lambda: "/tasks/exit" in [topic for topic, _ in seen])
+        # that event may have been the one of "ends", which waited for a daemon
+        await eventually(lambda: stopped(clients, "runs"))
         assert await remove(clients, "runs") == 137
 
 
