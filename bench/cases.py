@@ -30,6 +30,8 @@ def _client(engine: Engine, *argv: str) -> float:
 
 def runs(ours: Engine, peer: Engine, count: int) -> Iterator[Row]:
     """``docker run --rm busybox true`` on each kind of network, and ``docker exec``."""
+    yield paired("the client alone (docker --version)", lambda: _client(ours, "--version"),
+                 lambda: _client(peer, "--version"), "same client", count)
     for network, goal in (("bridge", 0.15), ("none", 0.22), ("host", 0.22)):
         argv = ("run", "--rm", "--network", network, "busybox", "true")
         yield paired(f"run --rm busybox true, --network {network}",
