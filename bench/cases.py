@@ -79,7 +79,7 @@ def load(ours: Engine, peer: Engine, archive: Path, rounds: int) -> Iterator[Row
 
     megabytes = archive.stat().st_size >> 20
     yield paired(f"load of a {megabytes} MB image", lambda: once(ours), lambda: once(peer), PEER,
-                 rounds, 0.25, warmup=0)
+                 rounds, 0.2, warmup=0)
 
 
 def _parent_of(pid: int) -> int:
