@@ -147,6 +147,9 @@ def carrel(work: Path) -> Iterator[Engine]:
             "--pidfile", "/run/carrel.pid", "--cgroup-parent", "/carrel-bench"]
     with _running("carrel", argv, work) as engine:
         yield engine
+    for parent in Path("/sys/fs/cgroup").glob("**/carrel-bench"):
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 @contextlib.contextmanager

@@ -83,14 +83,8 @@ class Daemon:
                               address=config.containerd_socket, debug=config.debug,
                               mirrors=tuple(config.registry_mirrors),
                               insecure=tuple(config.insecure_registries))
-        from carrel.containerd.ttrpc import Server
-
-        shims = Server(services.shim_handlers())
-        path = f"{config.containerd_socket}.ttrpc"
-        os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
-        await shims.start(_private_socket(path))
-        self._undo.callback(shims.stop)
-        await services.start()
+        os.makedirs(os.path.dirname(config.containerd_socket), mode=0o711, exist_ok=True)
+        await services.start()  # listens to the shims too
         self._undo.push_async_callback(services.stop)
         return LocalTransport(services.servicers())
 
@@ -215,20 +209,6 @@ async def _namespace(client: Client) -> None:
         await client.namespaces.Create(namespaces_pb2.CreateNamespaceRequest(
             namespace=namespaces_pb2.Namespace(name=client.namespace)))
 
-
-def _private_socket(path: str) -> Any:
-    import socket
-
-    _unlink(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    old = os.umask(0o177)
-    try:
-        sock.bind(path)
-    finally:
-        os.umask(old)
-    sock.listen(512)
-    sock.setblocking(False)
-    return sock
 
 
 def _unlink(path: str) -> None:
