@@ -41,11 +41,12 @@ class ChildRecord:
 
 def _plain(row: Any) -> list[Any]:
     step, call, args, result, number, begin, took = row
-    return [step, call, [_value(a) for a in args], result if isinstance(result, int) else None,
+    return [step, call, [printable(a) for a in args], result if isinstance(result, int) else None,
             number, begin, took]
 
 
-def _value(value: object) -> object:
+def printable(value: object) -> object:
+    """An argument as the record shows it: text and numbers; what is neither is an address."""
     if isinstance(value, bytes):
         return os.fsdecode(value)[:200].encode("utf-8", "replace").decode()
     if isinstance(value, str):

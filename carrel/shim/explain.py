@@ -10,6 +10,7 @@ import os
 
 from carrel.kernel import record
 from carrel.oci import json
+from carrel.runtime.childrecord import printable
 
 ANNOTATION = b'"io.carrel.explain"'
 FILE = "explain.jsonl"
@@ -30,7 +31,7 @@ def save(bundle: str) -> None:
     if recorder is None:
         return
     record.stop()
-    lines = [json.dumps([step or "shim", call, [_plain(a) for a in args],
+    lines = [json.dumps([step or "shim", call, [printable(a) for a in args],
                          result if isinstance(result, (int, str)) else None, errno, start, ns])
              for step, call, args, result, errno, start, ns in recorder.records]
     try:
@@ -43,10 +44,3 @@ def save(bundle: str) -> None:
     except OSError:
         pass
 
-
-def _plain(value: object) -> object:
-    if isinstance(value, bytes):
-        return os.fsdecode(value)[:200].encode("utf-8", "replace").decode()
-    if value is None or isinstance(value, (int, str)):
-        return value
-    return "&..."
