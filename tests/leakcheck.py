@@ -141,7 +141,7 @@ def _is_waiting_shim(pid: int, parent: int) -> bool:
 def _rules() -> frozenset[str]:
     try:
         out = subprocess.run(["/usr/sbin/nft", "list", "ruleset"], capture_output=True,
-                             text=True, timeout=10, check=False).stdout
+                             text=True, timeout=60, check=False).stdout
     except FileNotFoundError:
         return frozenset()
     # counters and handles change; the presence of chains and rules is what counts
@@ -173,7 +173,7 @@ def take(*, descriptors: bool = False, cgroups: str = CGROUP_PREFIX) -> Snapshot
     return Snapshot(facts)
 
 
-def wait_until_clean(before: Snapshot, seconds: float = 5.0,
+def wait_until_clean(before: Snapshot, seconds: float = 20.0,
                      cgroups: str = CGROUP_PREFIX) -> dict[str, list[str]]:
     """The leaks that are still there after at most ``seconds``; {} if none."""
     deadline = time.monotonic() + seconds

@@ -17,6 +17,7 @@ from typing import Any
 
 from carrel import errdefs
 from carrel.containerd import service
+from carrel.containerd.events import pack_event
 from carrel.proto import (
     containers_pb2,
     content_pb2,
@@ -28,6 +29,7 @@ from carrel.proto import (
     rpc,
     snapshots_pb2,
     streaming_pb2,
+    task_events_pb2,
     tasks_pb2,
     version_pb2,
 )
@@ -36,6 +38,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = REPOSITORY / ".venv" / "bin" / "carrel-containerd"
 #: below /tmp, which the peers' root shares; short, for socket paths
 _TOP = "/tmp"
+_PROBE = "/test/subscribed"
 
 _SERVICES: dict[str, tuple[ModuleType, str]] = {
     "namespaces": (namespaces_pb2, "Namespaces"), "content": (content_pb2, "Content"),
@@ -101,7 +104,7 @@ class Daemon:
         self.process = subprocess.Popen(
             [PROGRAM, "--address", self.address, "--root", self.root, "--state", self.state,
              "--log-level", "debug"], stderr=self._log, env=self.environment)
-        wait_for(lambda: os.path.exists(self.address), 10, self.log)
+        wait_for(lambda: os.path.exists(self.address), 30, self.log)
 
     def log(self) -> str:
         return Path(self.top, "log").read_text(encoding="utf-8", errors="replace")
@@ -116,7 +119,7 @@ class Daemon:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -147,6 +150,33 @@ class Daemon:
             transport.close()
 
 
+@contextlib.asynccontextmanager
+async def subscription(clients: Clients, *filters: str) -> AsyncIterator[list[Any]]:
+    """The envelopes of all events from now on: the subscription is known to be in place,
+    because an event of our own has come through it."""
+    seen: list[Any] = []
+    ready = asyncio.Event()
+
+    async def read() -> None:
+        async for envelope in clients.events.Subscribe(events_pb2.SubscribeRequest(
+                filters=[*filters, f"topic=={_PROBE}"] if filters else [])):
+            if envelope.topic == _PROBE:
+                ready.set()
+            else:
+                seen.append(envelope)
+
+    reader = asyncio.ensure_future(read())
+    probe = pack_event(task_events_pb2.TaskOOM(container_id="none"))
+    async with asyncio.timeout(30):
+        while not ready.is_set():
+            await clients.events.Publish(events_pb2.PublishRequest(topic=_PROBE, event=probe))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ready.wait(), 0.05)
+    yield seen
+    reader.cancel()
+    await asyncio.wait([reader])
+
+
 @contextlib.contextmanager
 def daemon(*, path: str = "") -> Iterator[Daemon]:
     made = Daemon(path=path)
@@ -174,7 +204,7 @@ def wait_for(condition: Callable[[], bool], seconds: float,
         time.sleep(0.01)
 
 
-async def eventually(condition: Callable[[], Any], seconds: float = 5) -> None:
+async def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
     """The same on the event loop; the condition may be a coroutine function."""
     async with asyncio.timeout(seconds):
         while True:

@@ -16,8 +16,16 @@ from pathlib import Path
 import pytest
 
 from carrel.containerd.events import pack_event
-from carrel.proto import events_pb2, task_events_pb2
-from tests.containerd.harness import PROGRAM, Daemon, daemon, present, wait_for
+from carrel.proto import task_events_pb2
+from tests.containerd.harness import (
+    PROGRAM,
+    Daemon,
+    daemon,
+    eventually,
+    present,
+    subscription,
+    wait_for,
+)
 from tests.containerd.test_tasks import CGROUP, cgroups_are_plain, path_with, remove_cgroups
 from tests.images import busybox_archive
 
@@ -87,14 +95,14 @@ def test_run_exec_and_events(server: Daemon, suite: str, tmp_path: Path) -> None
                           f"{CGROUP}/{name}", *arguments, suite=suite, check=check)
 
     # the sleep: ctr gives up opening its FIFOs when a container ends before it came to it
-    done = run("a", "--rm", str(rootfs), "a", "/bin/busybox", "sh", "-c", "echo hello; sleep 0.3")
+    done = run("a", "--rm", str(rootfs), "a", "/bin/busybox", "sh", "-c", "echo hello; sleep 1")
     assert done.stdout == "hello\n"
     assert run("b", "--rm", str(rootfs), "b", "/bin/busybox", "sh", "-c", "exit 9",
                check=False).returncode == 9
     run("c", "-d", str(rootfs), "c", "/bin/busybox", "sleep", "100")
     assert "RUNNING" in server.ctr("tasks", "ls", suite=suite).stdout
     done = server.ctr("tasks", "exec", "--exec-id", "e", "--fifo-dir", server.fifos, "c",
-                      "/bin/busybox", "sh", "-c", "echo exec; sleep 0.3", suite=suite)
+                      "/bin/busybox", "sh", "-c", "echo exec; sleep 1", suite=suite)
     assert done.stdout == "exec\n"
     server.ctr("tasks", "pause", "c", suite=suite)
     assert "PAUSED" in server.ctr("tasks", "ls", suite=suite).stdout
@@ -102,7 +110,7 @@ def test_run_exec_and_events(server: Daemon, suite: str, tmp_path: Path) -> None
     if cgroups_are_plain():
         assert "memory" in server.ctr("tasks", "metrics", "c", suite=suite).stdout
     server.ctr("tasks", "kill", "-s", "KILL", "c", suite=suite)
-    wait_for(lambda: "STOPPED" in server.ctr("tasks", "ls", suite=suite).stdout, 5)
+    wait_for(lambda: "STOPPED" in server.ctr("tasks", "ls", suite=suite).stdout, 30)
     server.ctr("tasks", "rm", "c", suite=suite, check=False)  # exits with the task's 137
     server.ctr("containers", "rm", "c", suite=suite)
     assert server.ctr("containers", "ls", "-q", suite=suite).stdout == ""
@@ -111,7 +119,7 @@ def test_run_exec_and_events(server: Daemon, suite: str, tmp_path: Path) -> None
 def test_second_daemon_on_the_same_root(server: Daemon) -> None:
     done = subprocess.run([PROGRAM, "--address", f"{server.top}/other.sock", "--root", server.root,
                            "--state", f"{server.top}/other"], capture_output=True, text=True,
-                          check=False, timeout=10)
+                          check=False, timeout=60)
     assert done.returncode == 1
     assert "in use by another carrel-containerd" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -133,13 +141,13 @@ def test_zygote_is_started_again(server: Daemon) -> None:
                 return pid
         return 0
 
-    wait_for(lambda: zygote() > 0, 5)
+    wait_for(lambda: zygote() > 0, 30)
     first = zygote()
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: zygote() not in (0, first), 5)
+    wait_for(lambda: zygote() not in (0, first), 30)
     second = zygote()
     assert server.stop() == 0
-    wait_for(lambda: not os.path.exists(f"/proc/{second}"), 5)
+    wait_for(lambda: not os.path.exists(f"/proc/{second}"), 30)
 
 
 def test_configuration(tmp_path: Path, leak_check: None) -> None:
@@ -156,7 +164,7 @@ def test_configuration(tmp_path: Path, leak_check: None) -> None:
     ''')
     notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     notify.bind(f"{tmp_path}/notify")
-    notify.settimeout(10)
+    notify.settimeout(60)
     process = subprocess.Popen([PROGRAM, "--config", config], stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "NOTIFY_SOCKET": f"{tmp_path}/notify"})
     try:
@@ -164,7 +172,7 @@ def test_configuration(tmp_path: Path, leak_check: None) -> None:
         assert os.path.exists(tmp_path / "c.sock")
     finally:
         process.terminate()
-        _, log = process.communicate(timeout=10)
+        _, log = process.communicate(timeout=60)
         notify.close()
     assert process.returncode == 0
     assert "configuration key unknown is not known" in log
@@ -174,19 +182,17 @@ def test_configuration(tmp_path: Path, leak_check: None) -> None:
 async def test_publish_for_shims_without_ttrpc(server: Daemon) -> None:
     """``-publish-binary ... publish``: the event on standard input."""
     async with server.clients() as clients:
-        answers = clients.events.Subscribe(events_pb2.SubscribeRequest())
-        first = asyncio.ensure_future(anext(answers))
-        await asyncio.sleep(0.2)
         event = pack_event(task_events_pb2.TaskOOM(container_id="c"))
-        publisher = await asyncio.create_subprocess_exec(
-            PROGRAM, "-address", server.address, "publish", "-topic", "/tasks/oom",
-            "-namespace", "n", stdin=asyncio.subprocess.PIPE)
-        await publisher.communicate(event.SerializeToString())
-        assert publisher.returncode == 0
-        envelope = await asyncio.wait_for(first, 5)
+        async with subscription(clients) as seen:
+            publisher = await asyncio.create_subprocess_exec(
+                PROGRAM, "-address", server.address, "publish", "-topic", "/tasks/oom",
+                "-namespace", "n", stdin=asyncio.subprocess.PIPE)
+            await publisher.communicate(event.SerializeToString())
+            assert publisher.returncode == 0
+            await eventually(lambda: bool(seen))
+        envelope = seen[0]
         assert (envelope.namespace, envelope.topic) == ("n", "/tasks/oom")
         assert envelope.event == event
-        await answers.aclose()
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
@@ -195,7 +201,7 @@ async def test_publish_for_shims_without_ttrpc(server: Daemon) -> None:
 ])
 def test_bad_configuration(arguments: list[str], text: str) -> None:
     done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=False,
-                          timeout=10)
+                          timeout=60)
     assert done.returncode == 1
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -218,7 +224,7 @@ def test_images(server: Daemon, suite: str) -> None:
         for runtime in ("io.containerd.carrel.v1", "io.containerd.runc.v2"):
             out = ctr("run", "--rm", "--fifo-dir", server.fifos, "--cgroup", f"{CGROUP}/i",
                       "--runtime", runtime, name, "i", "sh", "-c",
-                      "echo from the image; sleep 0.3")
+                      "echo from the image; sleep 1")
             assert out == "from the image\n"
         ctr("images", "export", *way, f"{server.top}/out.tar", name)
         with tarfile.open(f"{server.top}/out.tar") as made:

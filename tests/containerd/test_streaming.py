@@ -34,7 +34,7 @@ async def test_what_was_sent_before_closing_arrives() -> None:
     for number in range(5):
         await stream.send(message(str(number)))
     stream.close()
-    await asyncio.wait_for(reading, 2)
+    await asyncio.wait_for(reading, 20)
     assert seen == ["0", "1", "2", "3", "4"]
     assert others() == set()
 
@@ -62,9 +62,9 @@ async def test_a_closed_stream_wakes_both_sides() -> None:
     receiving = asyncio.ensure_future(stream.receive())
     await asyncio.sleep(0.01)
     stream.close()
-    assert await asyncio.wait_for(receiving, 2) is None
+    assert await asyncio.wait_for(receiving, 20) is None
     with pytest.raises(errdefs.Cancelled):
-        await asyncio.wait_for(sending, 2)
+        await asyncio.wait_for(sending, 20)
 
 
 async def test_a_client_that_floods_and_goes_leaves_nothing() -> None:

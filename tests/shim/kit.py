@@ -72,7 +72,7 @@ class Client:
     def __init__(self, path: str, service: str = "containerd.task.v2.Task") -> None:
         self.service = service
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(20)
+        self._socket.settimeout(60)
         self._socket.connect(path)
         self._stream = -1
         self._answers: dict[int, bytes] = {}
@@ -156,7 +156,7 @@ class EventSink:
                 payload = Response().SerializeToString()
                 connection.sendall(HEADER.pack(len(payload), number, 2, 0) + payload)
 
-    def wait(self, topic: str, seconds: float = 10) -> Any:
+    def wait(self, topic: str, seconds: float = 30) -> Any:
         """The first event of this topic."""
         with self._changed:
             found = self._changed.wait_for(
@@ -192,7 +192,7 @@ class Zygote:
             sys.executable, [sys.executable, "-ISBc", code], os.environ, setsid=True,
             file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)])
         theirs.close()
-        self.control.settimeout(20)
+        self.control.settimeout(60)
         assert json.loads(self.control.recv(65536)) == {"op": "ready"}
         self._seq = 0
 
@@ -335,7 +335,7 @@ def spec(name: str, args: list[str], terminal: bool = False) -> dict[str, Any]:
             "namespaces": [{"type": t} for t in ("pid", "ipc", "uts", "mount", "network")]}}
 
 
-def wait_until(condition: Any, seconds: float = 10) -> None:
+def wait_until(condition: Any, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,10 +61,10 @@ address = "{self.address}"
             self.process = subprocess.Popen(
                 [self.programs / "containerd", "--config", self.folder / "config.toml"],
                 env=environment, stdout=log, stderr=log)
-        wait_until(lambda: self.address.exists() and self.run("version").returncode == 0, 20)
+        wait_until(lambda: self.address.exists() and self.run("version").returncode == 0, 60)
 
     def run(self, *arguments: str, stdin: str = "",
-            timeout: float = 20) -> subprocess.CompletedProcess[str]:
+            timeout: float = 60) -> subprocess.CompletedProcess[str]:
         return subprocess.run([self.programs / "ctr", "-a", self.address, *arguments],
                               input=stdin, capture_output=True, text=True, timeout=timeout,
                               check=False)
@@ -97,7 +96,7 @@ address = "{self.address}"
             self.run("container", "rm", name)
         assert self.process is not None
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
 
 
 @pytest.fixture(params=["sid", "bookworm"])
@@ -114,14 +113,19 @@ def containerd(request: pytest.FixtureRequest, leak_check: None) -> Iterator[Con
                 made.close()
 
 
+# The sleeps after what is written: ctr gives its FIFOs up, and what is in them, when a process
+# ends before it came to open them.
+
 def test_run_exec_pause_kill(containerd: Containerd) -> None:
-    done = containerd.launch("one", "sh", "-c", "echo out; echo err >&2; exit 7", flags=("--rm",))
+    done = containerd.launch("one", "sh", "-c", "echo out; echo err >&2; sleep 1; exit 7",
+                             flags=("--rm",))
     assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n"), containerd.log()
 
     script = "trap 'exit 5' TERM; while :; do sleep 0.05; done"
     done = containerd.launch("two", "sh", "-c", script, flags=("-d", "--null-io"))
     assert done.returncode == 0, done.stderr + containerd.log()
-    done = containerd.run("task", "exec", "--exec-id", "e", "two", "sh", "-c", "echo hi; exit 3")
+    done = containerd.run("task", "exec", "--exec-id", "e", "two", "sh", "-c",
+                          "echo hi; sleep 1; exit 3")
     assert (done.returncode, done.stdout) == (3, "hi\n"), done.stderr
     assert "pids.current" in containerd.ok("task", "metrics", "two")
     containerd.ok("task", "pause", "two")
@@ -145,7 +149,7 @@ def test_terminal(containerd: Containerd) -> None:
                f"io.containerd.carrel.v1 --cgroup {cgroup} {IMAGE} t "
                "sh -c 'test -t 0 && test -t 1 && echo terminal; exit 4'")
     done = subprocess.run(["/usr/bin/script", "-qec", command, "/dev/null"], capture_output=True,
-                          text=True, timeout=30, stdin=subprocess.DEVNULL, check=False)
+                          text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 4, done.stdout + containerd.log()
     assert "terminal" in done.stdout
 
@@ -157,7 +161,8 @@ def test_a_killed_containerd_finds_its_container_again(containerd: Containerd) -
     containerd.kill()
     containerd.start()
     assert containerd.ok("task", "ls") == before
-    done = containerd.run("task", "exec", "--exec-id", "e", "c", "echo", "still here")
+    done = containerd.run("task", "exec", "--exec-id", "e", "c", "sh", "-c",
+                          "echo still here; sleep 1")
     assert done.stdout == "still here\n", done.stderr
     containerd.ok("task", "kill", "-s", "KILL", "c")
     wait_until(lambda: "STOPPED" in containerd.ok("task", "ls"))
@@ -165,10 +170,11 @@ def test_a_killed_containerd_finds_its_container_again(containerd: Containerd) -
 
 
 def test_an_exit_while_containerd_is_away(containerd: Containerd) -> None:
-    done = containerd.launch("c", "sh", "-c", "sleep 0.5; exit 9", flags=("-d", "--null-io"))
+    done = containerd.launch("c", "sh", "-c", "sleep 2; exit 9", flags=("-d", "--null-io"))
     assert done.returncode == 0, done.stderr
+    init = int(containerd.ok("task", "ls").splitlines()[1].split()[1])
     containerd.kill()
-    time.sleep(0.7)
+    wait_until(lambda: not os.path.exists(f"/proc/{init}"))
     containerd.start()
     if "sid" in str(containerd.programs):
         # containerd 2 takes a shim without processes for a leaked one and deletes it
@@ -194,13 +200,14 @@ def test_a_killed_shim_is_cleaned_up(containerd: Containerd) -> None:
 def test_runc_under_our_shim(containerd: Containerd) -> None:
     runc = peers_root("bookworm") / "usr/sbin/runc"  # linked against this machine's libraries
     flags = ("--runc-binary", str(runc))
-    done = containerd.launch("r", "sh", "-c", "echo out; exit 7", flags=("--rm", *flags),
+    done = containerd.launch("r", "sh", "-c", "echo out; sleep 1; exit 7", flags=("--rm", *flags),
                              runtime="io.containerd.runc.v2")
     assert (done.returncode, done.stdout) == (7, "out\n"), done.stderr + containerd.log()
     done = containerd.launch("d", "sleep", "1000", flags=("-d", "--null-io", *flags),
                              runtime="io.containerd.runc.v2")
     assert done.returncode == 0, done.stderr + containerd.log()
-    done = containerd.run("task", "exec", "--exec-id", "e", "d", "sh", "-c", "echo hi; exit 3")
+    done = containerd.run("task", "exec", "--exec-id", "e", "d", "sh", "-c",
+                          "echo hi; sleep 1; exit 3")
     assert (done.returncode, done.stdout) == (3, "hi\n"), done.stderr
     containerd.ok("task", "pause", "d")
     containerd.ok("task", "resume", "d")

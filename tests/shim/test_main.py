@@ -24,7 +24,7 @@ def shim(*arguments: str, stdin: bytes = b"",
             "from carrel.shim.main import main; sys.exit(main())")
     done: subprocess.CompletedProcess[bytes] = subprocess.run(
         [sys.executable, "-ISBc", code, *arguments], input=stdin, capture_output=True,
-        timeout=20, check=False, **options)  # type: ignore[call-overload]
+        timeout=60, check=False, **options)  # type: ignore[call-overload]
     return done
 
 
