@@ -8,10 +8,8 @@ import os
 import uuid
 from typing import Any
 
-from aiohttp import web
-
 from carrel import errdefs
-from carrel.engine import flags, guard, log, model, restore, server, sockets, stop
+from carrel.engine import flags, log, model, restore, server, sockets, stop, web
 from carrel.engine.child import Child
 from carrel.engine.config import Config
 from carrel.engine.containerd import Client
@@ -97,16 +95,13 @@ class Daemon:
         ctx.network = make_network(ctx)
 
     async def _listen(self, ctx: EngineContext) -> None:
-        app = server.application(server.Api(server.all_routes(ctx)))
-        runner = guard.Runner(app)
-        await runner.setup()
-        self._undo.push_async_callback(runner.cleanup)
+        http = web.Server(server.Api(server.all_routes(ctx)).handle)
+        self._undo.push_async_callback(http.close)
         for sock, context, path in sockets.open_all(self.config):
             sock.setblocking(False)
             if path:
                 self._undo.callback(_unlink, path)
-            site = guard.TlsSite if context else web.SockSite
-            await site(runner, sock, ssl_context=context, backlog=512).start()
+            await http.listen(sock, context)
 
     def reload(self) -> None:
         """SIGHUP: what daemon.json says now, as far as it can change while running."""

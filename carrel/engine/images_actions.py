@@ -7,10 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from carrel import errdefs
-from carrel.engine import images_transfer, texts
+from carrel.engine import images_transfer, texts, web
 from carrel.engine.context import EngineContext
 from carrel.engine.images import ImageService
 from carrel.engine.images_model import DANGLING, from_message, host_platform

@@ -28,8 +28,7 @@ from carrel.proto import (
 )
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
+    from carrel.engine import web
     from carrel.engine.containerd import Client
     from carrel.engine.context import ContainerView, EngineContext
     from carrel.engine.images import ImageService

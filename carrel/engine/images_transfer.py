@@ -17,12 +17,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
-from aiohttp import web
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
 from carrel import errdefs
-from carrel.engine import jsonio
+from carrel.engine import jsonio, web
 from carrel.engine.bulkstream import StreamChannel
 from carrel.engine.server import headers
 from carrel.proto import (

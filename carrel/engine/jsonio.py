@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from carrel import errdefs
+from carrel.engine import web
 
 #: Docker's authorisation layer caps what it reads at 4 MiB; so do we.
 MAX_BODY = 4 << 20

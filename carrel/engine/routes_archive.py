@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from carrel import errdefs
-from carrel.engine import jsonio, server, specbuild, timefmt, view
+from carrel.engine import jsonio, server, specbuild, timefmt, view, web
 from carrel.engine.context import EngineContext
 from carrel.engine.model import Container
 

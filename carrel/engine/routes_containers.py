@@ -6,11 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from carrel import errdefs
 from carrel.engine import create as creating
-from carrel.engine import explain, jsonio, remove, start, stop, timefmt, top, update
+from carrel.engine import explain, jsonio, remove, start, stop, timefmt, top, update, web
 from carrel.engine import filters as filtering
 from carrel.engine import inspect as views
 from carrel.engine.context import EngineContext

@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from carrel import errdefs
-from carrel.engine import execs, jsonio, streams, validate
+from carrel.engine import execs, jsonio, streams, validate, web
 from carrel.engine.context import EngineContext
 from carrel.engine.routes_containers import window
 from carrel.engine.server import VERSION

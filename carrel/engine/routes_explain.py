@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from carrel import errdefs
-from carrel.engine import jsonio
+from carrel.engine import jsonio, web
 from carrel.engine.context import EngineContext
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from carrel import errdefs
-from carrel.engine import filters, images_actions, images_view, jsonio
+from carrel.engine import filters, images_actions, images_view, jsonio, web
 from carrel.engine.images_remove import PRUNE_FILTERS, Remover, prune
 from carrel.engine.images_transfer import NdJson, answering, credentials
 from carrel.engine.server import VERSION

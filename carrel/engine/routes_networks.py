@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from carrel import errdefs
 from carrel.engine import filters as filtering
-from carrel.engine import jsonio, networks, schema, timefmt
+from carrel.engine import jsonio, networks, schema, timefmt, web
 from carrel.engine.context import EngineContext
 from carrel.network.api import Network
 

@@ -7,10 +7,8 @@ import contextlib
 import struct
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import WSMsgType, web
-
 from carrel import errdefs
-from carrel.engine import jsonio, jsonlog, stats, streams, texts, timefmt
+from carrel.engine import jsonio, jsonlog, stats, streams, texts, timefmt, web
 from carrel.engine.context import EngineContext
 from carrel.engine.model import RESTARTING, Container
 from carrel.engine.server import VERSION
@@ -68,6 +66,7 @@ class _Area:
     async def attach(self, request: web.Request) -> web.StreamResponse:
         container = self.find(request)
         session = self._session(request, container)
+        await jsonio.read_body(request)  # it means nothing, and what follows it is stdin
         media = streams.MULTIPLEXED if not container.tty and request[VERSION] >= (1, 42) \
             else streams.RAW
         streams.hijack(request, session, media)
@@ -110,24 +109,13 @@ class _Area:
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
         """Raw bytes of both streams as binary messages; what comes in is stdin."""
+        from carrel.engine import websocket
+
         container = self.find(request)
         session = self._session(request, container, framed=False)
-        socket = web.WebSocketResponse(max_msg_size=1 << 20)
-        await socket.prepare(request)
-        port = _SocketPort(socket, session)
-        session.bind(port)
+        websocket.accept(request, session)
         await self._join(request, container, session)
-        writer = asyncio.ensure_future(port.run())
-        try:
-            async for message in socket:
-                if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
-                    data = message.data
-                    session.received(data if isinstance(data, bytes) else data.encode())
-        finally:
-            session.lost()
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
-        return socket
+        return await streams.serve(session)
 
     # --- logs -------------------------------------------------------------------
     async def logs(self, request: web.Request) -> web.StreamResponse:
@@ -276,35 +264,3 @@ def _padded(stamp: str) -> str:
         return stamp    # has them
     head, dot, fraction = stamp.rstrip("Z").partition(".")
     return f"{head}.{fraction if dot else '':0<9}Z"
-
-
-class _SocketPort:
-    """A websocket as a session's client."""
-
-    def __init__(self, socket: web.WebSocketResponse, session: Session) -> None:
-        self._socket, self._session = socket, session
-        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._size = 0
-
-    def write(self, data: bytes) -> None:
-        self._queue.put_nowait(data)
-        self._size += len(data)
-        if self._size > 1 << 20:
-            self._session.writable(False)
-
-    def close(self) -> None:
-        self._queue.put_nowait(None)
-
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
-
-    async def run(self) -> None:
-        with contextlib.suppress(ConnectionError):
-            while (data := await self._queue.get()) is not None:
-                await self._socket.send_bytes(data)
-                self._size -= len(data)
-                if self._session.stuck and self._size < 1 << 16:
-                    self._session.writable(True)
-            await self._socket.close()
-
-

@@ -3,9 +3,8 @@ is answered 501 like everything unbuilt."""
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from carrel import errdefs
+from carrel.engine import web
 from carrel.engine.context import EngineContext
 
 

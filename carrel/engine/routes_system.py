@@ -8,13 +8,11 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from carrel import errdefs
 from carrel.engine import events as bus
 from carrel.engine import filters as filtering
 from carrel.engine import inspect as views
-from carrel.engine import jsonio, server, timefmt
+from carrel.engine import jsonio, server, timefmt, web
 from carrel.engine.context import EngineContext
 from carrel.engine.model import PAUSED, RUNNING
 
@@ -48,8 +46,8 @@ class _Area:
 
     async def ping(self, request: web.Request) -> web.Response:
         return web.Response(
-            body=b"OK" if request.method == "GET" else b"", content_type="text/plain",
-            charset="utf-8",
+            body=b"OK" if request.method == "GET" else b"",
+            content_type="text/plain; charset=utf-8",
             headers={"Builder-Version": "1", "Swarm": "inactive", "Cache-Control":
                      "no-cache, no-store, must-revalidate", "Pragma": "no-cache"})
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from carrel import errdefs
 from carrel.engine import filters as filtering
-from carrel.engine import jsonio, schema
+from carrel.engine import jsonio, schema, server, web
 from carrel.engine.context import EngineContext, Volume
 from carrel.engine.volumes import DRIVER, disk_usage, view
 
@@ -82,7 +80,7 @@ class _Area:
     async def prune(self, request: web.Request) -> web.Response:
         """Unused anonymous volumes; with ``all`` the named ones too."""
         filters = filtering.parse(request.query.get("filters"), _PRUNE)
-        everything = filters.flag("all", request.get("api_version", (1, 51)) < (1, 42))
+        everything = filters.flag("all", request[server.VERSION] < (1, 42))
         deleted: list[str] = []
         freed = 0
         for volume in self.volumes.all():

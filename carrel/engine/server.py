@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from aiohttp import web
-
 from carrel import errdefs
-from carrel.engine import endpoints, guard, jsonio, log, texts
+from carrel.engine import endpoints, guard, jsonio, log, texts, web
 
 API_VERSION = "1.51"
 MIN_API_VERSION = "1.24"
@@ -33,7 +31,7 @@ _HEADERS = {
 #: the version of the API that this request speaks, as (major, minor)
 VERSION = "api_version"
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = web.Handler
 
 
 def _pattern(path: str) -> re.Pattern[str]:
@@ -80,20 +78,6 @@ def _unbuilt(method: str, path: str, operation: str) -> Handler:
     return handle
 
 
-class Taken(web.Response):
-    """What a handler returns when the connection is no longer HTTP's."""
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
-
-    @property
-    def prepared(self) -> bool:
-        return True
-
-
 class Api:
     """The table of operations and the one handler in front of it."""
 
@@ -110,13 +94,11 @@ class Api:
             response = await self._dispatch(request)
         except errdefs.CarrelError as error:
             response = _answer(request, error)
-        except web.HTTPException as error:
-            response = jsonio.error_response(error.status, error.text or error.reason)
         except asyncio.CancelledError:
             raise
         except OSError as error:
             if isinstance(error, ConnectionError):
-                return Taken()  # the client went away: there is nobody to answer
+                return web.Taken()  # the client went away: there is nobody to answer
             log.error(f"{request.method} {request.path}: {error}", error)
             response = jsonio.error_response(500, str(error))
         except Exception as error:
@@ -168,12 +150,6 @@ def _answer(request: web.Request, error: errdefs.CarrelError) -> web.Response:
 def headers() -> dict[str, str]:
     """What every answer carries; for handlers that write their own head."""
     return dict(_HEADERS)
-
-
-def application(api: Api) -> web.Application:
-    app = web.Application()
-    app.router.add_route("*", "/{tail:.*}", api.handle)
-    return app
 
 
 def all_routes(ctx: Any) -> list[web.RouteDef]:

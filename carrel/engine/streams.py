@@ -12,10 +12,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from aiohttp import web
-
 from carrel import errdefs
-from carrel.engine import server
+from carrel.engine import server, web
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 DEFAULT_KEYS = b"\x10\x11"  # ctrl-p, ctrl-q
@@ -257,13 +255,8 @@ class Hijacked(asyncio.Protocol):
 
 def hijack(request: web.Request, session: Session, media: str) -> None:
     """Answer 101 (or 200 for the oldest clients) and hand the connection over.
-
-    In one turn of the loop: no byte can fall between the two protocols.
     """
-    transport: Any = request.transport
-    if transport is None or transport.is_closing():
-        raise ConnectionResetError("the client is gone")
-    http: Any = request.protocol
+    http = request.connection
     wants_upgrade = "upgrade" in request.headers.get("Connection", "").lower() and (
         request.headers.get("Upgrade", "").lower() == "tcp")
     head = ["HTTP/1.1 101 UPGRADED" if wants_upgrade else "HTTP/1.1 200 OK",
@@ -271,11 +264,8 @@ def hijack(request: web.Request, session: Session, media: str) -> None:
     if wants_upgrade:
         head += ["Connection: Upgrade", "Upgrade: tcp"]
     head += [f"{k}: {v}" for k, v in server.headers().items()]
-    early, http._message_tail = bytes(http._message_tail), b""
-    taken = Hijacked(session, http, transport)
-    transport.set_protocol(taken)
-    transport.resume_reading()
-    transport.write("\r\n".join([*head, "", ""]).encode())
+    early = http.hijack(lambda transport: Hijacked(session, http, transport),
+                        "\r\n".join([*head, "", ""]).encode())
     if early:
         session.received(early)
 
@@ -283,4 +273,4 @@ def hijack(request: web.Request, session: Session, media: str) -> None:
 async def serve(session: Session) -> web.StreamResponse:
     """Hold the request until the session ends."""
     await asyncio.shield(session.done)
-    return server.Taken()
+    return web.Taken()
