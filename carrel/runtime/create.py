@@ -17,6 +17,7 @@ from carrel.runtime.view import View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from carrel.runtime.sources import Helper
@@ -41,15 +42,24 @@ class Settings:
 
 def load_spec(bundle: str) -> tuple[Spec, bytes]:
     """(config.json, its bytes)"""
+    raw = read_config(bundle)
+    return parse_config(raw, bundle), raw
+
+
+def read_config(bundle: str) -> bytes:
     path = f"{bundle}/config.json"
     try:
-        raw = state.read(path, follow=True)
+        return state.read(path, follow=True)
     except FileNotFoundError:
         raise InvalidParameter(f"JSON specification file {path} not found") from None
+
+
+def parse_config(raw: bytes, bundle: str) -> Spec:
+    path = f"{bundle}/config.json"
     found = json.loads(raw, path)
     if not isinstance(found, dict):
         raise InvalidParameter(f"{path} is not an object")
-    return found, raw
+    return found
 
 
 def create(id: str, bundle: str, root: str, *, spec: Spec | None = None,
@@ -57,6 +67,20 @@ def create(id: str, bundle: str, root: str, *, spec: Spec | None = None,
            rootfs_mounts: list[Spec] | None = None, console_size: tuple[int, int] | None = None,
            settings: Settings | None = None, kernel: Any = syscalls) -> Container:
     """Make the container; its process waits for :meth:`Container.start`."""
+    pending = begin(id, bundle, root, spec=spec, stdio=stdio, terminal=terminal,
+                    rootfs_mounts=rootfs_mounts, console_size=console_size, settings=settings,
+                    kernel=kernel)
+    try:
+        return pending.wait()
+    finally:
+        pending.close()
+
+
+def begin(id: str, bundle: str, root: str, *, spec: Spec | None = None,
+          stdio: tuple[int, int, int] | None = None, terminal: bool | None = None,
+          rootfs_mounts: list[Spec] | None = None, console_size: tuple[int, int] | None = None,
+          settings: Settings | None = None, kernel: Any = syscalls) -> Pending:
+    """The first half of :func:`create`: the process exists, and works for itself."""
     settings = settings or Settings()
     state.check_id(id)
     if spec is None:
@@ -68,25 +92,53 @@ def create(id: str, bundle: str, root: str, *, spec: Spec | None = None,
     wants_terminal = bool(process.get("terminal")) if terminal is None else terminal
     if wants_terminal != bool(process.get("terminal")):
         spec = {**spec, "process": {**process, "terminal": wants_terminal}}
-    start = launch.Launch(id, root)
-    maker = Maker(spec, bundle, start, settings, kernel)
+    maker = Maker(spec, bundle, launch.Launch(id, root), settings, kernel)
     try:
-        done = run_plan(maker.plan(raw, stdio, rootfs_mounts, console_size), kernel)
+        operations = maker.plan(raw, stdio, rootfs_mounts, console_size)
+    except BaseException:
+        maker.close()
+        raise
+    return Pending(maker, operations)
+
+
+class Pending:
+    """A container whose process was made and is at work on its mounts. Closed by its owner."""
+
+    __slots__ = ("_done", "_maker", "container")
+
+    def __init__(self, maker: Maker, operations: list[Operation]) -> None:
+        self._maker = maker
         try:
-            return maker.finish()
+            self._done = run_plan(operations, maker.kernel)
+            #: what it will be, if all goes well
+            self.container = self._or_undo(maker.record)
+        except BaseException:
+            maker.close()
+            raise
+
+    def wait(self) -> Container:
+        """Until the process waits for its start, or has failed: then nothing is left of it."""
+        self.container = self._or_undo(self._maker.finish)
+        return self.container
+
+    def _or_undo(self, part: Callable[[], Container]) -> Container:
+        try:
+            return part()
         except BaseException as error:
-            for second in done.rollback():
+            for second in self._done.rollback():
                 error.add_note(f"undo failed too: {second}")
             raise
-    finally:
-        maker.close()
+
+    def close(self) -> None:
+        self._maker.close()
 
 
 class Maker:
     """One creation: planning, and the conversation with the child."""
 
-    __slots__ = ("bundle", "child", "console", "descriptors", "helper", "kernel", "launch",
-                 "map_fds", "rootfs", "settings", "spaces", "spec", "view")
+    __slots__ = ("_aside", "_container", "bundle", "child", "console", "descriptors", "helper",
+                 "joined", "kernel", "launch", "map_fds", "rootfs", "settings", "spaces", "spec",
+                 "view")
 
     def __init__(self, spec: Spec, bundle: str, start: launch.Launch, settings: Settings,
                  kernel: Any) -> None:
@@ -103,8 +155,15 @@ class Maker:
         self.helper: Helper | None = None
         #: index in ``mounts`` -> user namespace with the id maps of that mount
         self.map_fds: dict[int, int] = {}
-        root = (spec.get("root") or {}).get("path") or "rootfs"
-        self.rootfs = os.path.realpath(os.path.join(self.bundle, root))
+        #: (path, descriptor) of the namespaces that are joined
+        self.joined: list[tuple[str, int]] = []
+        self.rootfs = self.find_rootfs()
+        self._aside = ""
+        self._container: Container | None = None
+
+    def find_rootfs(self) -> str:
+        root = (self.spec.get("root") or {}).get("path") or "rootfs"
+        return os.path.realpath(os.path.join(self.bundle, root))
 
     # --- planning ------------------------------------------------------------
     def plan(self, raw: bytes, stdio: tuple[int, int, int] | None,
@@ -157,6 +216,7 @@ class Maker:
             if path is None:
                 continue
             fd = self._keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            self.joined.append((path, fd))
             if kind == "pid":
                 self.launch.pid_namespace = fd
             else:
@@ -204,19 +264,39 @@ class Maker:
         childplan.fill(self, process, rootfs_mounts)
 
     # --- the conversation ----------------------------------------------------
-    def finish(self) -> Container:
-        """Answer the child until it waits for start; write the state."""
+    def record(self) -> Container:
+        """Write the state while the child works: it gets its name only when the child is ready."""
         start = self.launch
-        assert start.socket is not None and start.child is not None
         launch.close_fifo(start)
-        # Written while the child works; it gets its name only when the child is ready.
         record = self._record()
-        aside = state.write_aside(start.folder, state.STATE, json.dumps(record).encode())
+        self._aside = state.write_aside(start.folder, state.STATE, json.dumps(record).encode())
+        self._container = self._made(record)
+        return self._container
+
+    def finish(self) -> Container:
+        """Answer the child until it waits for start; give the state its name."""
+        start, container = self.launch, self._container
+        assert container is not None and start.socket is not None
+        self._converse()
+        if container.pid == start.pid:
+            os.rename(self._aside, f"{start.folder}/{state.STATE}")
+        else:  # another process took its place
+            os.unlink(self._aside)
+            record = self._record()
+            container = self._made(record)
+            state.save(start.root, start.id, record)
+        container.console = self.console
+        start.socket.close()
+        return container
+
+    def _converse(self) -> None:
+        start = self.launch
+        assert start.socket is not None
         while True:
             packet, fds = report.receive(start.socket)
             kind = packet[:1]
             if kind == b"R":
-                break
+                return
             if kind == b"E":
                 raise errors.from_packet(packet)
             if kind == b"M":
@@ -245,13 +325,6 @@ class Maker:
                 self.console = fds[0]
             else:
                 raise self._vanished()
-        if record["pid"] == start.pid:
-            os.rename(aside, f"{start.folder}/{state.STATE}")
-        else:  # another process took its place
-            record = self._record()
-            os.unlink(aside)
-            state.save(start.root, start.id, record)
-        return self._made(record)
 
     def _answer_source(self, index: int) -> None:
         assert self.launch.socket is not None
@@ -296,12 +369,9 @@ class Maker:
 
     def _made(self, record: Spec) -> Container:
         start = self.launch
-        assert start.socket is not None
         container = Container(start.id, start.root, record, spec=self.spec)
         container.pidfd = start.pidfd
-        container.console = self.console
         container.use_cgroup(start.cgroup)
-        start.socket.close()
         return container
 
     def _host_hooks(self) -> None:

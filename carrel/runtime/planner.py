@@ -82,7 +82,7 @@ def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] |
         if propagation & syscalls.MS_SHARED:
             first.append(mounts.PrivateParent(rootfs))
     for entry in rootfs_mounts or ():
-        first.append(_rootfs_mount(entry, rootfs))
+        first.append(rootfs_mount(entry, rootfs))
     first.append(mounts.OpenRootfs(view, rootfs, bind=own_mounts and not rootfs_mounts))
     entries = spec.get("mounts") or []
     for index, entry in enumerate(entries):
@@ -153,7 +153,8 @@ def _root_propagation(linux: Spec) -> int:
     return options.PROPAGATION[plain]
 
 
-def _rootfs_mount(entry: Spec, rootfs: str) -> Operation:
+def rootfs_mount(entry: Spec, rootfs: str) -> Operation:
+    """One layer of the root file system, as it came with the request."""
     flags, data = _mount_flags(entry.get("options") or ())
     target = entry.get("target") or ""
     where = rootfs if not target.strip("/") else f"{rootfs}/{target.strip('/')}"

@@ -13,8 +13,8 @@ from errno import ENOENT
 
 from carrel.kernel import seccomp
 from carrel.kernel.fake import FakeKernel
-from carrel.oci import json, runtime_spec
-from carrel.runtime import create, launch, template
+from carrel.oci import json
+from carrel.runtime import create, draft, template
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,14 +65,13 @@ class Stage(FakeKernel):
 
 def once(raw: bytes) -> None:
     """Leaves nothing: no file, no descriptor, no process, no filter."""
-    spec: Spec = json.loads(raw)
-    runtime_spec.check(spec)
     kernel = Stage(missing=("/dev/pts", "/dev/shm", "/etc/hosts", "/proc/scsi"))
     kernel.open.update(dict.fromkeys((0, 1, 2), "/dev/null"))
-    with seccomp.pretended(spec["linux"]["seccomp"]):
-        maker = create.Maker(spec, _BUNDLE, launch.Launch("rehearsal", "/nonexistent"),
-                             create.Settings(), kernel)
-        maker.plan(raw, None, [_LAYER], None)
+    settings = create.Settings()
+    with seccomp.pretended(json.loads(raw)["linux"]["seccomp"]):
+        plan = draft.Draft("rehearsal", _BUNDLE, "/nonexistent", settings, kernel, raw)
+    plan.fits(raw, "rehearsal", _BUNDLE, "/nonexistent", False, [_LAYER], settings)
+    maker = plan.finish(None, [_LAYER])
     maker.descriptors.clear()  # they exist in that kernel only
     child = maker.child
     for operation in (*child.before, *child.after_go):

@@ -17,9 +17,11 @@ FILE = "explain.jsonl"
 
 
 def begin(config: bytes) -> None:
-    """Record from here on, if this config.json asks for it."""
+    """Record from here on, if this config.json asks for it, and only what follows."""
     if ANNOTATION in config:
         record.start()
+    else:
+        record.stop()
 
 
 def save(bundle: str) -> None:

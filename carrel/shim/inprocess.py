@@ -18,19 +18,6 @@ if TYPE_CHECKING:
     from carrel.shim.reaper import Reaper
     from carrel.shim.wire import Message
 
-#: where the state goes when the bundle stands alone
-DEFAULT_ROOT = "/run/carrel/runtime"
-_TASKS = "/io.containerd.runtime.v2.task/"
-
-
-def state_root(root: str, namespace: str, bundle: str) -> str:
-    """The runtime's state directory: as the options say, or beside the bundles."""
-    if not root:
-        before, found, _ = bundle.rpartition(_TASKS)
-        root = f"{before}/runtime" if found else DEFAULT_ROOT
-    return os.path.join(root, namespace)
-
-
 class InProcess(Driver):
     """Create and start by the shim's worker if it has one, the rest by calls that
     return within milliseconds."""

@@ -259,7 +259,8 @@ def make_driver(loop: poll.Loop, reaper: Reaper, record: Message, identity: str,
         root = os.path.join(record["root"] or DEFAULT_ROOT, record["namespace"])
         return Command(reaper, record["binary"], root, identity, bundle,
                        record["systemd_cgroup"], record["no_pivot_root"])
-    from carrel.shim.inprocess import InProcess, state_root
+    from carrel.shim.inprocess import InProcess
+    from carrel.shim.worker import state_root
     root = state_root(record["root"], record["namespace"], bundle)
     return InProcess(loop, reaper, worker, root, identity, bundle, {
         "systemd_cgroup": record["systemd_cgroup"], "no_pivot": record["no_pivot_root"],

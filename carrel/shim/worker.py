@@ -6,7 +6,8 @@ a shim that was born warm clones itself at once, and this worker creates and
 starts the container, with CLONE_PARENT: init is the child of the shim.  Then
 the worker is gone, and its pages with it.  An exec has a worker of its own.
 
-    shim -> worker   {"op": "create", ...} + the process's descriptors, {"op": "start"},
+    shim -> worker   NUL and the zygote's request: that bundle will be asked for
+                     {"op": "create", ...} + the process's descriptors, {"op": "start"},
                      {"op": "exec", ...} + the process's descriptors
     worker -> shim   {"pid": ..., "cgroup": {...}, "shares_pids": ...} (+ the terminal's master)
                      {"error": {"kind": ..., "text": ...}}, {"unsuitable": true}, {}
@@ -21,8 +22,9 @@ import os
 from carrel import errdefs
 from carrel.kernel import syscalls as k
 from carrel.oci import json
-from carrel.runtime import api
+from carrel.runtime import api, create
 from carrel.runtime.create import Settings
+from carrel.runtime.draft import Draft
 from carrel.shim import explain
 from carrel.shim import loop as poll
 from carrel.shim.sockets import Socket, pair, receive_descriptors, send_descriptors
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     Answer = dict[str, Any]
+
+#: where the state goes when the bundle stands alone
+DEFAULT_ROOT = "/run/carrel/runtime"
+_TASKS = "/io.containerd.runtime.v2.task/"
 
 PACKET_MAX = 1 << 20
 #: small enough for the allocator to take it from what it has
@@ -72,6 +78,13 @@ class Worker:
             raise kind(answer["error"]["text"])
         return answer, got
 
+    def foresee(self, request: bytes) -> None:
+        """The bundle of this request is going to be created: time to read it."""
+        try:
+            self._socket.send(b"\0" + request)
+        except OSError:
+            pass  # it is an offer; who needs the worker will be told that it died
+
     def dismiss(self) -> None:
         self._socket.close()
 
@@ -105,35 +118,68 @@ def _work(control: Socket, ahead: bool) -> NoReturn:
         if ahead and rehearsal:
             from carrel.runtime.rehearse import once
             once(rehearsal)
-        made: api.Container | None = None
-        while True:
-            packet, fds = receive_descriptors(control, PACKET_MAX, 3)
-            if not packet:
-                break
-            console: list[int] = []
-            try:
-                request = json.loads(packet)
-                if request["op"] == "start":
-                    assert made is not None
-                    made.start()
-                    explain.save(made.bundle)
-                    answer: Answer = {}
-                elif request["op"] == "exec":
-                    answer, console = _exec(request, fds, kernel)
-                else:
-                    answer, made = _create(request, fds, kernel)
-                    if made is not None and made.console >= 0:
-                        console.append(made.console)
-            except Exception as error:
-                kind = type(error).__name__ if isinstance(error, errdefs.CarrelError) \
-                    else "SystemFailure"
-                answer = {"error": {"kind": kind, "text": api.message(error)}}
-            for fd in fds:
-                os.close(fd)
-            send_descriptors(control, json.dumps(answer).encode(), console)
+        serve(control, kernel)
         code = 0
     finally:
         os._exit(code)
+
+
+def serve(control: Socket, kernel: Sibling) -> None:
+    """Do what is asked until the shim needs nothing more."""
+    made: api.Container | None = None
+    draft: Draft | None = None
+    while True:
+        packet, fds = receive_descriptors(control, PACKET_MAX, 3)
+        if not packet:
+            return
+        if packet[:1] == b"\0":
+            draft = foresee(packet[1:], kernel)
+            continue
+        try:
+            request = json.loads(packet)
+            if request["op"] == "create":
+                made = _create(control, request, fds, kernel, draft)
+            elif request["op"] == "exec":
+                _exec(control, request, fds, kernel)
+            else:
+                assert made is not None
+                made.start()
+                explain.save(made.bundle)
+                answer(control, {})
+        except Exception as error:
+            kind = type(error).__name__ if isinstance(error, errdefs.CarrelError) \
+                else "SystemFailure"
+            answer(control, {"error": {"kind": kind, "text": api.message(error)}})
+        for fd in fds:
+            os.close(fd)
+
+
+def answer(control: Socket, found: Answer, console: int = -1) -> None:
+    send_descriptors(control, json.dumps(found).encode(), [console] if console >= 0 else [])
+
+
+def state_root(root: str, namespace: str, bundle: str) -> str:
+    """The runtime's state directory: as the options say, or beside the bundles."""
+    if not root:
+        before, found, _ = bundle.rpartition(_TASKS)
+        root = f"{before}/runtime" if found else DEFAULT_ROOT
+    return os.path.join(root, namespace)
+
+
+def foresee(packet: bytes, kernel: Sibling) -> Draft | None:
+    """Plan what the request for a shim lets expect. What is wrong with it, or
+    different in the end, the creation itself will find."""
+    try:
+        request = json.loads(packet)
+        bundle = request["bundle"]
+        config = read_config(bundle)
+        if needs_parent(config):
+            return None
+        explain.begin(config)
+        root = state_root("", request["namespace"], bundle)
+        return Draft(request["id"], bundle, root, Settings(), kernel, config)
+    except Exception:
+        return None
 
 
 def make_settings(values: dict[str, bool]) -> Settings:
@@ -141,23 +187,46 @@ def make_settings(values: dict[str, bool]) -> Settings:
                     systemd_cgroup=values["systemd_cgroup"])
 
 
-def _create(request: Answer, fds: list[int],
-            kernel: Sibling) -> tuple[Answer, api.Container | None]:
-    config = read_config(request["bundle"])
-    if needs_parent(config):
-        return {"unsuitable": True}, None
-    explain.begin(config)
+def _create(control: Socket, request: Answer, fds: list[int], kernel: Sibling,
+            draft: Draft | None) -> api.Container | None:
+    bundle, settings = request["bundle"], make_settings(request["settings"])
+    config = read_config(bundle)
+    stdio = (fds[0], fds[1], fds[2]) if fds else None
+    planned = draft is not None and draft.fits(
+        config, request["id"], bundle, request["root"], request["terminal"], request["mounts"],
+        settings)
+    if not planned:
+        if needs_parent(config):
+            answer(control, {"unsuitable": True})
+            return None
+        explain.begin(config)
     try:
-        made = api.create(
-            request["id"], request["bundle"], request["root"],
-            stdio=(fds[0], fds[1], fds[2]) if fds else None, terminal=request["terminal"],
-            rootfs_mounts=request["mounts"] or None, settings=make_settings(request["settings"]),
-            kernel=kernel)
+        if draft is not None and planned:
+            pending = draft.begin(stdio, request["mounts"])
+        else:
+            pending = create.begin(request["id"], bundle, request["root"], stdio=stdio,
+                                   terminal=request["terminal"],
+                                   rootfs_mounts=request["mounts"] or None, settings=settings,
+                                   kernel=kernel)
+        try:
+            # made ready while init works
+            expected = pending.container.pid
+            ready = json.dumps(describe(pending.container)).encode()
+            made = pending.wait()
+            if made.pid != expected:
+                ready = json.dumps(describe(made)).encode()
+            send_descriptors(control, ready, [made.console] if made.console >= 0 else [])
+        finally:
+            pending.close()
     except ChildProcessError:
         raise errdefs.SystemFailure(
             "unable to start container process: init vanished") from None
+    return made
+
+
+def describe(made: api.Container) -> Answer:
     return {"pid": made.pid, "cgroup": dict(made.cgroup.paths),
-            "shares_pids": shares_pids(made.spec)}, made
+            "shares_pids": shares_pids(made.spec)}
 
 
 def read_config(bundle: str) -> bytes:
@@ -183,9 +252,9 @@ def shares_pids(spec: dict[str, Any]) -> bool:
     return not any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
 
 
-def _exec(request: Answer, fds: list[int], kernel: Sibling) -> tuple[Answer, list[int]]:
+def _exec(control: Socket, request: Answer, fds: list[int], kernel: Sibling) -> None:
     container = api.load(request["id"], request["root"])
     process = container.exec(
         request["process"], (fds[0], fds[1], fds[2]) if fds else None, request["terminal"],
         kernel=kernel)
-    return {"pid": process.pid}, [process.console] if process.console >= 0 else []
+    answer(control, {"pid": process.pid}, process.console)

@@ -182,6 +182,8 @@ def child(control: Socket, packet: bytes, own: Socket | None) -> NoReturn:
         if own is not None:
             helper = Worker(ahead=True)
             packet = own.recv(PACKET_MAX)
+            if packet:
+                helper.foresee(packet)
         started = start(control, packet) if packet else None
         control.close()
         if own is not None:

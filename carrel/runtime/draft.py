@@ -1,0 +1,94 @@
+"""A creation that is read and planned before it is asked for.
+
+The shim knows its bundle a millisecond before ``Create`` comes.  In that time its
+worker reads the configuration, checks and plans it, which changes nothing in the
+kernel.  What then is asked for must be what was expected, in every respect that the
+plan depends on; otherwise the draft is thrown away and the creation begins anew.
+"""
+
+from __future__ import annotations
+
+import os
+
+from carrel.kernel import syscalls
+from carrel.oci import runtime_spec
+from carrel.runtime import create, launch, mounts, planner, state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from carrel.kernel.plan import Operation
+
+    Spec = dict[str, Any]
+
+
+class Draft:
+    """One plan: used by :meth:`begin` if it :meth:`fits`, else closed."""
+
+    __slots__ = ("_asked", "_maker", "_operations", "_raw")
+
+    def __init__(self, id: str, bundle: str, root: str, settings: create.Settings | None = None,
+                 kernel: Any = syscalls, raw: bytes | None = None) -> None:
+        """``raw``: the text of config.json, where it is there already."""
+        settings = settings or create.Settings()
+        state.check_id(id)
+        self._raw = create.read_config(bundle) if raw is None else raw
+        spec = create.parse_config(self._raw, bundle)
+        runtime_spec.check(spec)
+        self._asked = id, bundle, root, _values(settings)
+        self._maker = create.Maker(spec, bundle, launch.Launch(id, root), settings, kernel)
+        try:
+            # the root's mounts come with the request: one stands for them
+            self._operations: list[Operation] = self._maker.plan(self._raw, None, [_LATER], None)
+        except BaseException:
+            self._maker.close()
+            raise
+
+    def fits(self, raw: bytes, id: str, bundle: str, root: str, terminal: bool | None,
+             rootfs_mounts: list[Spec] | None, settings: create.Settings) -> bool:
+        """Is the plan that of this request, with this config.json? If not, it is closed."""
+        maker = self._maker
+        process = maker.spec.get("process") or {}
+        if (raw == self._raw and bool(rootfs_mounts)
+                and (id, bundle, root, _values(settings)) == self._asked
+                and terminal in (None, bool(process.get("terminal")))
+                and maker.find_rootfs() == maker.rootfs
+                and self._same_namespaces()):
+            return True
+        self.close()
+        return False
+
+    def _same_namespaces(self) -> bool:
+        """Do the paths still lead to the namespaces that were opened?"""
+        try:
+            for path, fd in self._maker.joined:
+                now, then = os.stat(path), os.fstat(fd)
+                if (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino):
+                    return False
+        except OSError:
+            return False
+        return True
+
+    def begin(self, stdio: tuple[int, int, int] | None,
+              rootfs_mounts: list[Spec]) -> create.Pending:
+        """As :func:`create.begin`, with what only the request told."""
+        return create.Pending(self.finish(stdio, rootfs_mounts), self._operations)
+
+    def finish(self, stdio: tuple[int, int, int] | None, rootfs_mounts: list[Spec]) -> create.Maker:
+        maker = self._maker
+        maker.child.stdio = stdio
+        plan = maker.child.before
+        place = next(n for n, one in enumerate(plan) if isinstance(one, mounts.MountRootfs))
+        plan[place:place + 1] = [planner.rootfs_mount(one, maker.rootfs) for one in rootfs_mounts]
+        return maker
+
+    def close(self) -> None:
+        self._maker.close()
+
+
+_LATER: Spec = {"type": "none", "source": "later", "options": []}
+
+
+def _values(settings: create.Settings) -> tuple[object, ...]:
+    return tuple(getattr(settings, name) for name in create.Settings.__slots__)
