@@ -78,8 +78,10 @@ def root_file_system() -> bytes:
 def _dockerd(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     path = folder / "docker.sock"
     log = open(folder / "dockerd.log", "wb")  # noqa: SIM115  (the daemon's, as long as it lives)
+    # in a network namespace of its own: where it turns forwarding on it also has the kernel drop
+    # what others forward (the policy of iptables' FORWARD), and leaves that behind
     process = subprocess.Popen(
-        [str(ROOT / "scripts" / "in-peers"), "dockerd", "-H", f"unix://{path}",
+        [str(ROOT / "scripts" / "sandbox"), str(ROOT / "scripts" / "in-peers"), "dockerd", "-H", f"unix://{path}",
          "--data-root", str(folder / "data"), "--exec-root", str(folder / "exec"),
          "--pidfile", str(folder / "pid"), "--cgroup-parent", f"/{CGROUP_PARENT}"],
         stdout=log, stderr=log, start_new_session=True)
@@ -113,7 +115,7 @@ def engine(kind: str) -> Iterator[Live]:
 
             def stop() -> None:
                 process.send_signal(signal.SIGTERM)
-                process.wait(20)
+                process.wait(60)
                 _remove_cgroups()
         else:
             from tests.engine.stack import clean, start_stack
