@@ -188,8 +188,8 @@ def go_time(seconds: int) -> str:
 
 def timestamp(text: str, now: float) -> str:
     """--since/--until: a Go duration before now, seconds, or a date -> seconds.nanoseconds."""
-    if not text:
-        return ""
+    if not text or text == "0":  # which is 1970, though it is a duration too
+        return text
     try:
         ago = parse_duration(text)
     except ValueError:

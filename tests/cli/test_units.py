@@ -187,6 +187,7 @@ def test_moments() -> None:
     assert units.epoch_of("2000-02-29T00:00:00Z") == (951782400, 0)
     assert units.timestamp("1m30s", 1000.0) == "910.000000000"
     assert units.timestamp("12.5", 0) == "12.5"
+    assert units.timestamp("0", 1000.0) == "0"
     with pytest.raises(ValueError):
         units.timestamp("yesterday", 0)
 
