@@ -34,9 +34,12 @@ if TYPE_CHECKING:
 
 CONTROL_FD = 3
 PACKET_MAX = 65536
-#: how many shims wait, and how long nothing must have happened before one is made
+#: how many shims wait while starts follow each other, and how long nothing must have happened
+#: before one is made
 POOL_SIZE = 2
 IDLE_MS = 20
+#: after this long without a request one shim waits, not more: each holds 4 MiB of its own
+CALM_MS = 2000
 
 
 def main() -> int:
@@ -61,9 +64,9 @@ def main() -> int:
     try:
         control.send(b'{"op": "ready"}')
         while True:
-            found = ready.poll(None if pool.full else IDLE_MS)
+            found = ready.poll(pool.patience)
             if not found:
-                pool.add()
+                pool.idle()
             for fd, _events in found:
                 if fd != CONTROL_FD:
                     pool.answered(fd)
@@ -83,7 +86,7 @@ class Pool:
     """Shims that were cloned ahead, while there was nothing to do, and wait for a
     request. They end with the zygote. Without one a start is slower, never wrong."""
 
-    __slots__ = ("_control", "_given", "_members", "_ready")
+    __slots__ = ("_control", "_given", "_lately", "_members", "_ready", "_size")
 
     def __init__(self, control: Socket, ready: select.poll) -> None:
         self._control = control
@@ -91,10 +94,24 @@ class Pool:
         self._members: list[Socket] = []
         #: requests that were handed over and are not answered yet
         self._given: dict[int, tuple[Socket, bytes]] = {}
+        #: how many shall wait; one for a single start now and then
+        self._size = 1
+        self._lately = False
 
     @property
-    def full(self) -> bool:
-        return len(self._members) >= POOL_SIZE
+    def patience(self) -> int | None:
+        """Milliseconds without anything, and then :meth:`idle`."""
+        if len(self._members) < self._size:
+            return IDLE_MS
+        return CALM_MS if self._lately else None
+
+    def idle(self) -> None:
+        if len(self._members) < self._size:
+            self.add()
+            return
+        self._lately, self._size = False, 1
+        while len(self._members) > 1:
+            self._members.pop(0).close()    # it ends
 
     def add(self) -> None:
         ours, theirs = pair()
@@ -104,6 +121,9 @@ class Pool:
 
     def give(self, packet: bytes) -> bool:
         """Hand a request to a waiting shim; False when there is none."""
+        if self._lately:
+            self._size = POOL_SIZE
+        self._lately = True
         while self._members:
             member = self._members.pop()
             try:
