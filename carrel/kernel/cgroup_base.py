@@ -281,7 +281,9 @@ class Manager:
     Life: ``create`` (mkdir and limits) before the process runs, ``join_self``
     in the child (or ``clone_fd`` in clone3), ``delete`` at the end. ``create``
     may be split: ``prepare`` makes the directories and opens the fds ahead of
-    time (a pool), a later ``create`` then only writes limits.
+    time (a pool), a later ``create`` then only writes limits. Or, where
+    ``late``: ``begin`` makes what clone3 needs, ``create`` the rest while the child
+    is at work, and the child joins by ``late_fds`` that it is sent.
     """
 
     version = 0
@@ -316,6 +318,25 @@ class Manager:
     def create(self, resources: Resources | None = None) -> None:
         """Make the directories and set the limits. Nothing is left on failure."""
         raise NotImplementedError
+
+    #: may most of it be made after the process, which then joins before it runs anything?
+    late = False
+
+    def begin(self) -> None:
+        """Make the group of :attr:`clone_fd`, before the process."""
+        raise NotImplementedError
+
+    def undo_begin(self) -> None:
+        """Take back what ``begin`` made, where ``create`` did not follow."""
+        raise NotImplementedError
+
+    @property
+    def late_fds(self) -> list[int]:
+        """After ``create``: what the child joins the rest by."""
+        raise NotImplementedError
+
+    def expect(self, resources: Resources | None) -> None:
+        """Compute ahead what ``create`` will write."""
 
     def join_self(self, cloned: bool = False) -> None:
         """In the child: move this (single-threaded) process, by kept fds.

@@ -359,6 +359,7 @@ class SystemdV2(ManagerV2):
 
 class SystemdV1(ManagerV1):
     driver: Driver
+    late = False
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> SystemdV1:

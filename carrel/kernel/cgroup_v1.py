@@ -44,6 +44,9 @@ class ManagerV1(Manager):
                  rootless: bool | None = None, given: bool = True) -> None:
         super().__init__(path)
         self._rootless = rootless
+        self._begun = False
+        #: the device list that was asked for, and what to write for it
+        self._devices: tuple[list[Resources] | None, limits.DeviceWrites] | None = None
         #: permission errors are forgiven only where nobody named a path
         self._given = given
         by_path: dict[str, Group] = {}
@@ -95,6 +98,27 @@ class ManagerV1(Manager):
         return manager
 
     # --- making ---------------------------------------------------------------
+    late = True
+
+    def begin(self) -> None:
+        group = self._by_controller.get(UNIFIED)
+        if group is not None:
+            self._begun = self._make(group, [])
+
+    def undo_begin(self) -> None:
+        group = self._by_controller.get(UNIFIED)
+        if group is not None and self._begun:
+            group.remove()
+
+    @property
+    def late_fds(self) -> list[int]:
+        unified = self._by_controller.get(UNIFIED)
+        return [group.procs_fd for group in self._groups if group is not unified]
+
+    def expect(self, resources: Resources | None) -> None:
+        asked = (resources or {}).get("devices")
+        self._devices = asked, limits.device_writes(asked or [])
+
     def prepare(self) -> None:
         if self.prepared:
             return
@@ -103,7 +127,8 @@ class ManagerV1(Manager):
                                 hint="a container without a device list would own every device")
         made: list[Group] = []
         try:
-            old = [g for g in list(self._groups) if not self._make(g, made)]
+            begun = self._by_controller.get(UNIFIED) if self._begun else None
+            old = [g for g in list(self._groups) if g is not begun and not self._make(g, made)]
             if old:
                 self.refuse_used()
             cpuset = self._by_controller.get("cpuset")
@@ -197,7 +222,12 @@ class ManagerV1(Manager):
             return
         group = self.group("devices")
         try:
-            limits.devices(group, asked or [], fresh)
+            if fresh:
+                ready = self._devices
+                limits.write_devices(group, ready[1] if ready is not None and ready[0] is asked
+                                     else limits.device_writes(asked or []))
+            else:
+                limits.devices(group, asked or [])
         except OSError as error:
             # In a user namespace the kernel refuses; the outer list holds there.
             if error.errno not in PERMISSION_ERRNOS or not (

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from carrel.kernel.cgroup_base import Group
 
     Resources = dict[str, Any]
+    #: what the list shall be, and the writes (file, line) that make it so
+    DeviceWrites = tuple[cgroup_devices.DeviceState, list[tuple[str, str]]]
 
 
 def memory(group: Group, asked: Resources, fresh: bool) -> None:
@@ -202,14 +204,22 @@ def rdma(group: Group, asked: dict[str, Resources], fresh: bool) -> None:
             group.write("rdma.max", f"{device} {' '.join(parts)}")
 
 
-def devices(group: Group, asked: list[Resources], fresh: bool) -> None:
+def device_writes(asked: list[Resources]) -> DeviceWrites:
+    """For a new group, which inherits its parent's list: begin with "deny all"."""
     target = cgroup_devices.build(asked)
-    if fresh:
-        # A new group inherits its parent's list, so begin with "deny all".
-        writes = cgroup_devices.transition(cgroup_devices.DeviceState(not target.allow), target)
-    else:
-        current = cgroup_devices.parse_list(group.read("devices.list"))
-        writes = cgroup_devices.transition(current, target)
+    return target, cgroup_devices.transition(
+        cgroup_devices.DeviceState(not target.allow), target)
+
+
+def devices(group: Group, asked: list[Resources]) -> None:
+    """Change the list of a group that has one."""
+    target = cgroup_devices.build(asked)
+    current = cgroup_devices.parse_list(group.read("devices.list"))
+    write_devices(group, (target, cgroup_devices.transition(current, target)))
+
+
+def write_devices(group: Group, ready: DeviceWrites) -> None:
+    target, writes = ready
     for name in dict.fromkeys(name for name, _ in writes):  # each file in one piece of the order
         group.write_lines(name, [line for other, line in writes if other == name])
     # Security hangs on this list: look whether the kernel has what was asked.
@@ -222,7 +232,7 @@ def devices(group: Group, asked: list[Resources], fresh: bool) -> None:
 CONTROLLERS: tuple[tuple[str, Callable[[Resources], Any], Callable[[Group, Any, bool], None]],
                    ...] = (
     ("cpuset", lambda r: _only(r.get("cpu"), "cpus", "mems"), cpuset),
-    ("devices", lambda r: r.get("devices"), devices),
+    ("devices", lambda r: r.get("devices"), lambda g, asked, _fresh: devices(g, asked)),
     ("memory", lambda r: _only(r.get("memory"), "limit", "swap", "reservation", "swappiness",
                                "disableOOMKiller"), memory),
     ("cpu", lambda r: _only(r.get("cpu"), "shares", "quota", "period", "burst", "idle",

@@ -37,7 +37,7 @@ class Child:
 
     __slots__ = ("after_go", "argv", "before", "born_in_cgroup", "cgroup", "clone_again",
                  "early", "env", "fifo_fd", "filtered", "install_filter",
-                 "install_listener", "joins", "keep_fds",
+                 "install_listener", "joins", "joins_late", "keep_fds",
                  "kernel", "preserve_fds", "stdio", "terminal", "unshare_flags", "view",
                  "wait_for_maps")
 
@@ -54,6 +54,7 @@ class Child:
         self.terminal = False
         self.cgroup: Any = None
         self.born_in_cgroup = False            # the v2 one, by clone3
+        self.joins_late = False                # by an operation of ``before``: JoinCgroups
         self.joins: list[tuple[int, int, str]] = []
         self.unshare_flags = 0
         self.clone_again = 0
@@ -154,7 +155,7 @@ def _prepare(child: Child, report: Report) -> None:
         record.current_step = "user namespace"
         report.ask(b"M")
         become_root(kernel)
-    if child.cgroup is not None:
+    if child.cgroup is not None and not child.joins_late:
         record.current_step = "cgroup"
         child.cgroup.join_self(child.born_in_cgroup)
     for operation in child.early:
@@ -165,7 +166,7 @@ def _prepare(child: Child, report: Report) -> None:
         kernel.setns(fd, kinds)
         if kinds & syscalls.CLONE_NEWUSER:
             become_root(kernel)
-    if child.unshare_flags:
+    if child.unshare_flags and not child.joins_late:
         kernel.unshare(child.unshare_flags)
     if child.clone_again:
         pid, _ = kernel.clone(syscalls.CLONE_PARENT | child.clone_again)

@@ -8,6 +8,7 @@ from carrel.kernel import syscalls
 from carrel.kernel.plan import Operation
 from carrel.oci import json
 from carrel.runtime import identity, inside, planner
+from carrel.runtime.cgroupfs import MountCgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +62,35 @@ class RunHooks(Operation):
         self.run_all(self.hooks, self.point, document, self.env)
 
 
+class JoinCgroups(Operation):
+    """Move into the cgroups that the parent makes meanwhile, before anything that shows or
+    limits them, and before anything of the container runs."""
+
+    __slots__ = ("path", "unshare_flags", "view")
+    step = "cgroup"
+
+    def __init__(self, view: View, path: str, unshare_flags: int) -> None:
+        self.view, self.path, self.unshare_flags = view, path, unshare_flags
+
+    def describe(self) -> str:
+        return f"join the cgroup {self.path}"
+
+    def execute(self, kernel: Any) -> None:
+        for fd in self.view.report.wait_for_cgroups():
+            kernel.write(fd, b"0")
+            kernel.close(fd)
+        if self.unshare_flags:
+            kernel.unshare(self.unshare_flags)
+
+
+def joins_late(maker: Maker) -> bool:
+    """Only where clone itself makes the child what it stays: no user namespace, whose child
+    could not open or join by itself, and no second clone."""
+    return bool(maker.launch.cgroup.late and not maker.spaces.has("user")
+                and not maker.spaces.after_join
+                and not maker.child.unshare_flags & ~syscalls.CLONE_NEWCGROUP)
+
+
 def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
     """Put the plan into ``maker.child``."""
     spec, view, child = maker.spec, maker.view, maker.child
@@ -83,6 +113,11 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
         plan.append(inside.MakeTimeNamespace(view, rows, by_parent=bool(
             maker.spaces.made & syscalls.CLONE_NEWUSER)))
     plan.extend(planner.plan_schedule(process, linux, all_cpus()))
+    if joins_late(maker):
+        child.joins_late = True
+        place = next((n for n, one in enumerate(first) if isinstance(one, MountCgroups)),
+                     len(first))
+        first.insert(place, JoinCgroups(view, maker.launch.cgroup.path, child.unshare_flags))
     plan.extend(first)
     if all_hooks.get("prestart") or all_hooks.get("createRuntime"):
         plan.append(AwaitHostHooks(view))

@@ -194,12 +194,14 @@ class Maker:
         self._plan_child(process, rootfs_mounts)
         interpreter()
         inside.kcore_exists()
+        resources = linux.get("resources")
+        start.cgroup.expect(resources)
         return [
             launch.MakeStateFolder(start, raw),
-            launch.MakeCgroup(start, linux.get("resources")),
+            launch.MakeCgroup(start, resources),
             launch.MakeFifo(start),
-            KeepCgroupDescriptors(start),
             launch.StartProcess(start, self.spaces.at_clone),
+            *([launch.FinishCgroup(start, resources)] if child.joins_late else ()),
         ]
 
     def _keep(self, fd: int) -> int:
@@ -426,24 +428,6 @@ class Maker:
         for fd in self.descriptors:
             os.close(fd)
         self.descriptors.clear()
-
-
-class KeepCgroupDescriptors(Operation):
-    """The child moves itself by descriptors that were opened here."""
-
-    __slots__ = ("launch",)
-    step = "cgroup"
-
-    def __init__(self, start: launch.Launch) -> None:
-        self.launch = start
-
-    def describe(self) -> str:
-        return "hand the cgroup's files to the child"
-
-    def execute(self, kernel: Any) -> None:
-        assert self.launch.child is not None
-        self.launch.child.keep_fds += [fd for g in self.launch.cgroup.groups
-                                       for fd in (g.procs_fd, g.fd) if fd >= 0]
 
 
 def fill_process(child: Child, process: Spec) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
-from errno import EACCES, EBUSY, ECHILD, ENOSYS, EOPNOTSUPP, ESRCH
+from errno import (
+    EACCES,
+    EBUSY,
+    ECHILD,
+    ECONNRESET,
+    ENOSYS,
+    EOPNOTSUPP,
+    EPIPE,
+    ESRCH,
+)
 
 from carrel.errdefs import AlreadyExists, SystemFailure
-from carrel.kernel import record, syscalls
+from carrel.kernel import record, syscalls, terminal
 from carrel.kernel.plan import Operation
 from carrel.runtime import child as child_module
 from carrel.runtime import report, state
@@ -22,8 +31,8 @@ if TYPE_CHECKING:
 class Launch:
     """What the operations of one launch share."""
 
-    __slots__ = ("cgroup", "child", "fifo_path", "folder", "id", "pid", "pid_namespace", "pidfd",
-                 "root", "socket")
+    __slots__ = ("cgroup", "cgroup_made", "child", "fifo_path", "folder", "id", "pid",
+                 "pid_namespace", "pidfd", "root", "socket")
 
     def __init__(self, id: str, root: str) -> None:
         self.id = id
@@ -33,6 +42,7 @@ class Launch:
         self.pid = 0
         self.pidfd = -1
         self.cgroup: Any = None
+        self.cgroup_made = False
         self.child: Child | None = None
         self.socket: Socket | None = None
         self.pid_namespace = -1  # one to be born into, or -1
@@ -67,6 +77,8 @@ class MakeStateFolder(Operation):
 
 
 class MakeCgroup(Operation):
+    """All of the cgroup, or what clone needs of it: see :class:`FinishCgroup`."""
+
     __slots__ = ("launch", "resources")
     step = "cgroup"
 
@@ -77,16 +89,55 @@ class MakeCgroup(Operation):
         return "make the cgroup and write its limits"
 
     def execute(self, kernel: Any) -> None:
-        self.launch.cgroup.create(self.resources)
+        launch = self.launch
+        assert launch.child is not None
+        if launch.child.joins_late:
+            launch.cgroup.begin()
+            return
+        launch.cgroup.create(self.resources)
+        launch.cgroup_made = True
+        # the child moves itself by descriptors that were opened here
+        launch.child.keep_fds += [fd for g in launch.cgroup.groups
+                                  for fd in (g.procs_fd, g.fd) if fd >= 0]
 
     def undo(self, kernel: Any) -> None:
-        self.launch.cgroup.delete()
+        if self.launch.cgroup_made:
+            self.launch.cgroup.delete()
+        else:
+            self.launch.cgroup.undo_begin()
 
     def shell(self) -> str:
         lines = []
         for path in sorted(set(self.launch.cgroup.paths.values())):
             lines.append(f"mkdir -p {path}")
         return "\n".join(lines)
+
+
+class FinishCgroup(Operation):
+    """The hierarchies of cgroup v1, made while the child is at work: there are ten, and
+    it needs none before it mounts them. It is sent their files, and waits for them.
+    :class:`MakeCgroup` takes them back, when the child is dead."""
+
+    __slots__ = ("launch", "resources")
+    step = "cgroup"
+
+    def __init__(self, launch: Launch, resources: dict[str, Any] | None) -> None:
+        self.launch, self.resources = launch, resources
+
+    def describe(self) -> str:
+        return "make the cgroups of version 1 and write their limits"
+
+    def execute(self, kernel: Any) -> None:
+        launch = self.launch
+        assert launch.socket is not None
+        launch.cgroup.create(self.resources)
+        launch.cgroup_made = True
+        try:
+            terminal.send_descriptors(launch.socket, b"C", launch.cgroup.late_fds)
+        except OSError as error:
+            if error.errno not in (EPIPE, ECONNRESET):
+                raise
+            # the child has failed: what it told is there to be read
 
 
 class MakeFifo(Operation):

@@ -14,7 +14,7 @@ from errno import ENOENT
 from carrel.kernel import seccomp
 from carrel.kernel.fake import FakeKernel
 from carrel.oci import json
-from carrel.runtime import create, draft, template
+from carrel.runtime import create, draft, report, template
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,5 +74,12 @@ def once(raw: bytes) -> None:
     maker = plan.finish(None, [_LAYER])
     maker.descriptors.clear()  # they exist in that kernel only
     child = maker.child
-    for operation in (*child.before, *child.after_go):
-        operation.execute(kernel)
+    ours, theirs = report.pair()
+    try:
+        ours.send(b"C")
+        child.view.report = report.Report(theirs)
+        for operation in (*child.before, *child.after_go):
+            operation.execute(kernel)
+    finally:
+        ours.close()
+        theirs.close()

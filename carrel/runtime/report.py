@@ -11,7 +11,8 @@
                       N number                                   take my seccomp listener
                       L rows                                     rows of the record
                       R                                          ready, waiting for start
-    parent -> child   G [pid]                                    go on
+    parent -> child   C   (+ descriptors)                        your cgroups; unasked, once
+                      G [pid]                                    go on
                   G (+ one descriptor), or E ...             the answer to S
 
 After ``R`` the parent may go away (another process will call start).  From then
@@ -36,17 +37,20 @@ if TYPE_CHECKING:
 _LIMIT = 8192
 #: any packet: rows of the record are the longest
 _PACKET = 1 << 18
+#: the hierarchies of cgroup v1 are the most that is sent at once
+_FDS_MAX = 64
 
 
 class Report:
     """The child's end."""
 
-    __slots__ = ("answer", "fd", "socket")
+    __slots__ = ("_cgroups", "answer", "fd", "socket")
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
         self.fd = socket.fileno()
         self.answer = b""
+        self._cgroups: list[int] | None = None
 
     def send(self, kind: bytes) -> None:
         self.socket.send(kind)
@@ -57,15 +61,31 @@ class Report:
         self.wait()
 
     def wait(self) -> None:
-        answer = self.socket.recv(16)
+        answer, _ = self._next()
         if answer[:1] != b"G":
             os._exit(1)
         self.answer = answer[1:]
 
+    def _next(self) -> tuple[bytes, list[int]]:
+        """What the parent says next; its cgroups may come before any answer."""
+        packet, fds = receive(self.socket)
+        if packet[:1] == b"C":
+            self._cgroups = fds
+            packet, fds = receive(self.socket)
+        return packet, fds
+
+    def wait_for_cgroups(self) -> list[int]:
+        """The files by which to join; without a parent there is nothing to go on for."""
+        if self._cgroups is None:
+            packet, self._cgroups = receive(self.socket)
+            if packet[:1] != b"C":
+                os._exit(1)
+        return self._cgroups
+
     def ask_tree(self, index: int) -> int:
         """The mount that is the source of ``mounts[index]``."""
         self.socket.send(b"S%d" % index)
-        packet, fds = receive(self.socket)
+        packet, fds = self._next()
         if packet[:1] == b"E":
             number, _, text, name = unpack_error(packet)
             raise OSError(number, text, name)
@@ -107,8 +127,12 @@ def pair() -> tuple[Socket, Socket]:
 
 
 def receive(socket: Socket) -> tuple[bytes, list[int]]:
-    """One packet; ``(b"", [])`` when the child is gone."""
+    """One packet; ``(b"", [])`` when the other side is gone."""
     try:
-        return terminal.receive_descriptors(socket, _PACKET)
+        return terminal.receive_descriptors(socket, _PACKET, _FDS_MAX)
+    except ConnectionResetError:
+        pass  # it left without reading all; what it said before is still there
+    try:
+        return terminal.receive_descriptors(socket, _PACKET, _FDS_MAX)
     except ConnectionResetError:
         return b"", []
