@@ -142,6 +142,12 @@ def retired(state: str, root: str) -> list[str]:
     for top in (state, root):
         directory = f"{top}/{TASKS}/{RETIRED}"
         try:
+            # ahead of time: on a full disk there may be no block for it
+            _make_parents(directory)
+            os.mkdir(directory, 0o700)
+        except OSError:
+            pass  # it is there, or will be tried again when it is needed
+        try:
             found += [f"{directory}/{name}" for name in os.listdir(directory)]
         except FileNotFoundError:
             pass

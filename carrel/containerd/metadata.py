@@ -29,13 +29,11 @@ from typing import Any
 
 from carrel import errdefs
 from carrel.containerd.schema import MIGRATIONS, VERSION
+from carrel.kernel import room
 
 #: the log may grow to this many 4 KiB pages before SQLite itself folds it back, which
 #: only happens when :meth:`Metadata.checkpoint` cannot keep up
 _AUTOCHECKPOINT_PAGES = 16_384
-#: the log's size from the start on: what is written inside a file costs no commit of the
-#: file system's journal at fdatasync, which halves the time of a transaction
-_LOG_BYTES = 4 << 20
 
 
 class _Transaction:
@@ -98,7 +96,7 @@ class Metadata:
             db.execute(f"PRAGMA wal_autocheckpoint={_AUTOCHECKPOINT_PAGES}")
             db.execute("PRAGMA cache_size=-1024")
             self._migrate(db)
-            self._extend_log()
+            room.reserve(db, self.path)
         except sqlite3.DatabaseError as error:
             db.close()
             raise errdefs.SystemFailure(
@@ -118,17 +116,6 @@ class Metadata:
         for number in range(found + 1, VERSION + 1):
             script = "".join(s + ";" for s in MIGRATIONS[number])
             db.executescript(f"BEGIN;{script}PRAGMA user_version={number};COMMIT;")
-
-    def _extend_log(self) -> None:
-        """Give the log its size with zeros, which SQLite reads as the end of the log."""
-        fd = os.open(self.path + "-wal", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            size = os.fstat(fd).st_size
-            if size < _LOG_BYTES:
-                os.pwrite(fd, bytes(_LOG_BYTES - size), size)
-                os.fdatasync(fd)
-        finally:
-            os.close(fd)
 
     # --- transactions ---
 
@@ -233,6 +220,7 @@ class Metadata:
         """Close the database and let go of the root."""
         with self._lock:
             self._db.close()
+            room.keep(self.path)
             os.close(self._root_fd)
 
 

@@ -4,6 +4,7 @@
     names(kind, key, id)                unique names, so a name has one owner
 
 WAL with ``synchronous=FULL``: what was acknowledged survives a power cut.
+It works on a full disk too (:mod:`carrel.kernel.room`): what makes room can be recorded.
 Transactions are short and run on the event loop: a commit is one fsync of the
 log, and handing it to a thread would cost more than it hides.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 
 from carrel import errdefs
+from carrel.kernel import room
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -49,7 +51,7 @@ class Store:
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
         run("PRAGMA busy_timeout=2000")
-        run("PRAGMA wal_autocheckpoint=1000")
+        run(f"PRAGMA wal_autocheckpoint={room.FOLD_PAGES}")
         version = run("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise errdefs.SystemFailure(
@@ -61,6 +63,7 @@ class Store:
                     if statement.strip():
                         run(statement)
                 run(f"PRAGMA user_version={SCHEMA_VERSION}")
+        room.reserve(self._db, path)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -135,3 +138,4 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
+        room.keep(self.path)
