@@ -34,7 +34,7 @@ def run(docker: str, engine: FakeEngine, argv: list[str], folder: str,
                    "DOCKER_CONFIG": f"{folder}/config", **argv_create.ENVIRONMENT}
     shutil.rmtree(f"{folder}/config", ignore_errors=True)
     result = subprocess.run([docker, *argv], cwd=folder, env=environment, input=stdin,
-                            capture_output=True, text=True, timeout=20, check=False)
+                            capture_output=True, text=True, timeout=60, check=False)
     return {"requests": engine.take(), "out": result.stdout.replace(folder, "FOLDER"),
             "err": result.stderr.replace(folder, "FOLDER").replace(engine.host, "HOST"),
             "code": result.returncode}

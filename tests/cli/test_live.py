@@ -63,7 +63,7 @@ class Terminal:
     def send(self, data: bytes) -> None:
         os.write(self.master, data)
 
-    def expect(self, wanted: bytes, seconds: float = 15) -> bytes:
+    def expect(self, wanted: bytes, seconds: float = 30) -> bytes:
         end = time.monotonic() + seconds
         while wanted not in self.text:
             left = end - time.monotonic()
@@ -75,7 +75,7 @@ class Terminal:
         found, self.text = self.text[:at], self.text[at:]
         return found
 
-    def finish(self, seconds: float = 15) -> int:
+    def finish(self, seconds: float = 30) -> int:
         code = self.process.wait(seconds)
         assert termios.tcgetattr(self.slave) == self.before, "the terminal was not restored"
         os.close(self.master)

@@ -62,7 +62,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield running
     finally:
         running.stop()
-    leaks = leakcheck.wait_until_clean(before, 15)
+    leaks = leakcheck.wait_until_clean(before, 30)
     assert not leaks, f"the engine left behind: {leaks}"
 
 
@@ -85,7 +85,7 @@ def _clean(stack: Stack, client: Cli) -> Iterator[Cli]:
     if left:
         client.run("rm", "-f", "-v", *left)
     # carreld keeps a few ready-made things (pools): they are its own, not the test's
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         leaks = leakcheck.take().difference(before)
         leaks = {kind: kept for kind, found in leaks.items()

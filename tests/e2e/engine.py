@@ -177,7 +177,7 @@ address = "{self.socket}"
             self.containerd = subprocess.Popen(
                 [str(sid / "containerd"), "--config", str(config)], stdout=log, stderr=log,
                 env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 30
         while not self.socket.exists():
             assert self.containerd.poll() is None, (self.work / "containerd.log").read_text()
             assert time.monotonic() < deadline

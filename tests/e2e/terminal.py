@@ -43,7 +43,7 @@ class Terminal:
     def type(self, text: str | bytes) -> None:
         os.write(self._master, text.encode() if isinstance(text, str) else text)
 
-    def expect(self, text: str, seconds: float = 10) -> str:
+    def expect(self, text: str, seconds: float = 30) -> str:
         """Read until ``text`` was shown after what earlier calls have consumed."""
         deadline = time.monotonic() + seconds
         while text not in self.seen:
@@ -58,7 +58,19 @@ class Terminal:
         before, _, self.seen = self.seen.partition(text)
         return before
 
-    def ends(self, seconds: float = 10) -> int:
+    def interrupt(self, prompt: str) -> None:
+        """ctrl-c, until the prompt is there: the shell may not yet have given the terminal to
+        the program that is to get it."""
+        for _ in range(15):
+            self.type(b"\x03")
+            try:
+                self.expect(prompt, 2)
+                return
+            except AssertionError:
+                continue
+        raise AssertionError(f"no {prompt!r} in {self.seen!r}")
+
+    def ends(self, seconds: float = 30) -> int:
         """The exit code; what was written on the way is in ``seen``."""
         deadline = time.monotonic() + seconds
         while True:

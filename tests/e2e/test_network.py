@@ -12,10 +12,10 @@ SERVER = ("mkdir -p /www; echo 'the page' > /www/index.html; httpd -f -p 80 -h /
 
 def _get(url: str) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while True:
         try:
-            with opener.open(url, timeout=3) as answer:
+            with opener.open(url, timeout=10) as answer:
                 return str(answer.read().decode())
         except OSError:
             if time.monotonic() > deadline:
@@ -38,8 +38,11 @@ def test_names_on_a_user_network(docker: Cli) -> None:
     docker.ok("run", "-d", "--name", "web", "--network", "net1", "--network-alias", "alias",
               "busybox", "sh", "-c", SERVER)
     for name in ("web", "alias"):
-        assert docker.ok("run", "--rm", "--network", "net1", "busybox", "wget", "-qO-",
-                         f"http://{name}/") == "the page\n"
+        wget = ("run", "--rm", "--network", "net1", "busybox", "wget", "-qO-", f"http://{name}/")
+        deadline = time.monotonic() + 30
+        while docker.run(*wget).code and time.monotonic() < deadline:
+            pass    # the server is starting
+        assert docker.ok(*wget) == "the page\n"
     other = docker.run("run", "--rm", "busybox", "wget", "-T1", "-qO-", "http://web/")
     assert other.code != 0
     refused = docker.fails("network", "rm", "net1")
@@ -62,7 +65,7 @@ def test_connect_and_disconnect(docker: Cli) -> None:
 
 def test_shared_namespace(docker: Cli) -> None:
     docker.ok("run", "-d", "--name", "web", "busybox", "sh", "-c", SERVER)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while True:
         done = docker.run("run", "--rm", "--network", "container:web", "busybox", "wget", "-qO-",
                           "http://127.0.0.1/")

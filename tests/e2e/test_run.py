@@ -123,7 +123,7 @@ def test_bind_mount_and_volume(docker: Cli, tmp_path_factory: pytest.TempPathFac
 def test_terminal(cli: Cli) -> None:
     name = "terminal"
     cli.ok("run", "-d", "-t", "--name", name, "busybox", "sh", "-c", "tty; stty size; sleep 100")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while "/dev/pts/0" not in cli.ok("logs", name):
         assert time.monotonic() < deadline
         time.sleep(0.05)

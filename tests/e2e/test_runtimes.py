@@ -61,7 +61,7 @@ def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     finally:
         stack.stop()
         shutil.rmtree(work / "data", ignore_errors=True)
-    assert not (leaks := leakcheck.wait_until_clean(before, 15)), f"left behind: {leaks}"
+    assert not (leaks := leakcheck.wait_until_clean(before, 30)), f"left behind: {leaks}"
 
 
 def test_run(runtime: Cli) -> None:

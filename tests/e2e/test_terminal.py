@@ -21,14 +21,12 @@ def test_a_shell(cli: Cli) -> None:
         t.expect("/ #")
         t.resize(40, 120)
         t.process.send_signal(signal.SIGWINCH)
-        t.type("sleep 0.3; stty size\n")
-        t.expect("40 120")
+        t.type("until [ \"$(stty size)\" = '40 120' ]; do sleep 0.1; done; stty size\n")
+        t.expect("\n40 120")
         t.expect("/ #")
         t.type("echo $((40+2)); sleep 100\n")
         t.expect("42\r\n")
-        time.sleep(0.2)     # until the shell has given the terminal to sleep
-        t.type(b"\x03")
-        t.expect("/ #")
+        t.interrupt("/ #")
         t.type("exit 3\n")
         assert t.ends() == 3
 
@@ -87,10 +85,15 @@ def test_stdin_without_a_terminal(cli: Cli) -> None:
     assert client.stdout.readline() == b"got one\n"
     other = cli.popen("attach", "--no-stdin", "cat1", stdin=subprocess.DEVNULL,
                       stdout=subprocess.PIPE)
-    time.sleep(0.5)
-    out, _ = client.communicate(b"two\n", timeout=20)
+    # both clients are attached: the first when it started, the second now
+    deadline = time.monotonic() + 30
+    while cli.ok("events", "--since", "0", "--until", f"{time.time():.9f}", "--filter",
+                 "container=cat1", "--filter", "event=attach").count("attach") < 2:
+        assert time.monotonic() < deadline
+    time.sleep(0.3)     # from the event to the stream
+    out, _ = client.communicate(b"two\n", timeout=60)
     assert out == b"got two\nend\n"
-    assert other.communicate(timeout=20)[0] == b"got two\nend\n"
+    assert other.communicate(timeout=60)[0] == b"got two\nend\n"
     assert (client.returncode, other.returncode) == (0, 0)
     assert cli.ok("logs", "cat1") == "got one\ngot two\nend\n"
 
@@ -98,7 +101,7 @@ def test_stdin_without_a_terminal(cli: Cli) -> None:
 def test_attach_with_stdin(cli: Cli) -> None:
     cli.ok("run", "-d", "-i", "--name", "cat2", "busybox", "sh", "-c", "read x; echo got $x")
     client = cli.popen("attach", "cat2", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert client.communicate(b"one\n", timeout=20)[0] == b"got one\n"
+    assert client.communicate(b"one\n", timeout=60)[0] == b"got one\n"
     assert client.returncode == 0
 
 

@@ -4,6 +4,7 @@ inside carreld, and a real containerd 2.1 with its own shim and runc."""
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.request
 from collections.abc import Callable
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.transports
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
 
 
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -120,11 +121,14 @@ def test_carreld_is_replaced(stack: Stack) -> None:
     """kill -9, and a new one: containers, their logs, execs and exits go on."""
     docker = stack.cli(DOCKER_NEW[1]())
     docker.ok("run", "-d", "--name", "alive", "busybox", "sh", "-c", COUNTER)
-    docker.ok("run", "-d", "--name", "ends", "busybox", "sh", "-c", "sleep 0.7; exit 7")
+    docker.ok("run", "-d", "--name", "ends", "busybox", "sh", "-c", "sleep 2; exit 7")
     pid = docker.inspect("alive")["State"]["Pid"]
+    ends = docker.inspect("ends")["State"]["Pid"]
     stack.kill()
-    time.sleep(1)
+    until(lambda: not os.path.exists(f"/proc/{ends}"))
     stack.start()
+    # runc's shim has reaped it before it says so
+    until(lambda: docker.inspect("ends")["State"]["Status"] != "running")
     assert docker.inspect("alive")["State"]["Pid"] == pid
     state = docker.inspect("ends")["State"]
     assert (state["Status"], state["ExitCode"]) == ("exited", 7)

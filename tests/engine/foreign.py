@@ -50,7 +50,7 @@ class Containerd:
             self._process = subprocess.Popen(
                 [str(bin_folder / "containerd"), "-c", str(config)], stdout=log, stderr=log,
                 env={**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 30
         while not self._answers():
             assert self._process.poll() is None and time.monotonic() < deadline, self.text()
             time.sleep(0.05)

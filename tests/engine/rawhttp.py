@@ -26,7 +26,7 @@ class Answer:
         return json.loads(body)
 
 
-def connect(where: str | tuple[str, int], seconds: float = 10.0) -> socket.socket:
+def connect(where: str | tuple[str, int], seconds: float = 30) -> socket.socket:
     """To the path of a unix socket, or to host and port."""
     sock = socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET)
     sock.settimeout(seconds)
@@ -35,7 +35,7 @@ def connect(where: str | tuple[str, int], seconds: float = 10.0) -> socket.socke
 
 
 def raw(where: str | tuple[str, int], data: bytes, *, context: ssl.SSLContext | None = None,
-        seconds: float = 10.0) -> Answer:
+        seconds: float = 30) -> Answer:
     """Send the bytes; read to the end of the connection."""
     sock = connect(where, seconds)
     if context:

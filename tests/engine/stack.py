@@ -23,7 +23,7 @@ from tests.leakcheck import cgroup_parent
 ROOT = Path(__file__).resolve().parent.parent.parent
 CARRELD = ROOT / ".venv" / "bin" / "carreld"
 IMAGE = "busybox:latest"
-_READY = 20.0
+_READY = 60.0
 
 
 class Stack:

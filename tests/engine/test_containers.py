@@ -120,8 +120,8 @@ def test_stop_kill_wait(stack: Stack) -> None:
     stack.docker("run", "-d", "--name", "trap", *NONE, IMAGE, "sh", "-c",
                  "trap 'exit 5' TERM; while :; do sleep 0.05; done")
     began = time.monotonic()
-    stack.docker("stop", "-t", "5", "trap")
-    assert time.monotonic() - began < 3
+    stack.docker("stop", "-t", "60", "trap")
+    assert time.monotonic() - began < 30
     assert stack.out("wait", "trap") == "5"
     stack.docker("start", "trap")
     stack.docker("kill", "trap")
@@ -138,7 +138,7 @@ def test_restart_policy(stack: Stack) -> None:
     stack.docker("run", "-d", "--name", "again", *NONE, "--restart", "on-failure:2", IMAGE,
                  "sh", "-c", "exit 3")
     assert stack.out("wait", "again") == "3"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while stack.out("inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "again") != (
             "2 exited"):
         assert time.monotonic() < deadline
@@ -151,7 +151,7 @@ def test_health(stack: Stack) -> None:
                  "2", IMAGE, "sleep", "1000")
 
     def status(wanted: str) -> dict[str, object]:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while True:
             health = json.loads(stack.out("inspect", "-f", "{{json .State.Health}}", "well"))
             if health["Status"] == wanted:

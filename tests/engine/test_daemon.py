@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import time
@@ -30,16 +31,17 @@ def own(tmp_path: Path) -> Iterator[Stack]:
 def test_containers_survive_a_crash(own: Stack) -> None:
     own.docker("run", "-d", "--name", "lives", IMAGE, "sh", "-c",
                "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done")
-    own.docker("run", "-d", "--name", "dies", IMAGE, "sh", "-c", "sleep 0.5; exit 7")
-    own.docker("run", "-d", "--rm", "--name", "goes", IMAGE, "sleep", "0.5")
+    own.docker("run", "-d", "--name", "dies", IMAGE, "sh", "-c", "sleep 2; exit 7")
+    own.docker("run", "-d", "--rm", "--name", "goes", IMAGE, "sleep", "2")
     pid = own.out("inspect", "-f", "{{.State.Pid}}", "lives")
+    ends = [own.out("inspect", "-f", "{{.State.Pid}}", name) for name in ("dies", "goes")]
     own.kill()
-    time.sleep(1.0)
+    _until(lambda: not any(os.path.exists(f"/proc/{ended}") for ended in ends), own)
     own.start()
     assert own.out("inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "lives") == (
         f"{pid} running")
     assert own.out("inspect", "-f", "{{.State.ExitCode}} {{.State.Status}}", "dies") == "7 exited"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while "goes" in own.out("ps", "-a", "--format", "{{.Names}}"):
         assert time.monotonic() < deadline
     assert own.out("exec", "lives", "echo", "still") == "still"
@@ -62,7 +64,7 @@ def test_stop_takes_containers_down_and_policies_bring_them_back(tmp_path: Path)
         stack.docker("stop", "-t", "0", "stopped")
         assert stack.stop() == 0
         stack.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while set(stack.out("ps", "--format", "{{.Names}}").split()) != {"ever", "unless"}:
             assert time.monotonic() < deadline, stack.out("ps", "-a")
             time.sleep(0.05)
@@ -73,7 +75,7 @@ def test_stop_takes_containers_down_and_policies_bring_them_back(tmp_path: Path)
 
 def test_a_second_daemon_is_refused(own: Stack) -> None:
     done = subprocess.run([str(CARRELD), "--data-root", str(own.data_root), "--exec-root",
-                           "/run/other"], capture_output=True, text=True, timeout=20, check=False)
+                           "/run/other"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "another carreld works on" in done.stderr
     assert own.out("info", "-f", "{{.ID}}")
@@ -84,7 +86,7 @@ def test_containerd_layer_comes_back(own: Stack) -> None:
     pids = subprocess.run(["pgrep", "-P", str(own.pid), "-f", "carrel-containerd"], text=True,
                           capture_output=True, check=True).stdout.split()
     subprocess.run(["kill", "-9", pids[0]], check=True)
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 30
     while own.docker("exec", "box", "true", check=False).returncode:
         assert time.monotonic() < deadline, own.log()[-2000:]
         time.sleep(0.1)
@@ -97,7 +99,7 @@ def test_refused_settings(tmp_path: Path) -> None:
     def run(*flags: str) -> tuple[int, str]:
         done = subprocess.run([str(CARRELD), "--data-root", str(tmp_path / "d"), "--exec-root",
                                "/run/refused", *flags], capture_output=True, text=True,
-                              timeout=20, check=False)
+                              timeout=60, check=False)
         return done.returncode, done.stderr
 
     code, text = run("-H", "tcp://127.0.0.1:23755")
@@ -109,7 +111,7 @@ def test_refused_settings(tmp_path: Path) -> None:
     assert run("--validate")[0] == 0
 
 
-def _until(condition: Callable[[], bool], stack: Stack, seconds: float = 10) -> None:
+def _until(condition: Callable[[], bool], stack: Stack, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, stack.log()[-3000:]
@@ -156,7 +158,7 @@ def test_stopping_gives_each_container_its_time(tmp_path: Path) -> None:
         stack.docker("pause", "deaf2")
         began = time.monotonic()
         assert stack.stop() == 0
-        assert 1.9 < time.monotonic() - began < 4.5
+        assert 1.9 < time.monotonic() - began < 20
         stack.start()
         assert stack.out("logs", "patient").split() == ["ready", "bye"]
         assert stack.out("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "patient") == (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,21 +86,30 @@ def test_run_exec_logs(stack: Stack) -> None:
     assert stack.out("exec", "box", "echo", "again") == "again"
 
 
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_daemon_that_crashed_adopts(stack: Stack) -> None:
     stack.docker("run", "-d", "--name", "lives", IMAGE, "sh", "-c",
                  "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done")
-    stack.docker("run", "-d", "--name", "dies", IMAGE, "sh", "-c", "sleep 0.5; exit 7")
+    stack.docker("run", "-d", "--name", "dies", IMAGE, "sh", "-c", "sleep 2; exit 7")
     pid = stack.out("inspect", "-f", "{{.State.Pid}}", "lives")
+    ends = stack.out("inspect", "-f", "{{.State.Pid}}", "dies")
     stack.kill()
-    time.sleep(1.0)
+    _until(lambda: not os.path.exists(f"/proc/{ends}"))
     stack.start()
     assert stack.out("inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "lives") == (
         f"{pid} running")
-    assert stack.out("inspect", "-f", "{{.State.ExitCode}} {{.State.Status}}", "dies") == "7 exited"
+    # runc's shim has reaped it before it says so
+    _until(lambda: stack.out("inspect", "-f", "{{.State.Status}}", "dies") == "exited")
+    assert stack.out("inspect", "-f", "{{.State.ExitCode}}", "dies") == "7"
     assert stack.out("exec", "lives", "echo", "still") == "still"
     before = len(stack.out("logs", "lives").split())
-    time.sleep(0.4)
-    assert len(stack.out("logs", "lives").split()) > before
+    _until(lambda: len(stack.out("logs", "lives").split()) > before)
     stack.restart(signal.SIGTERM)
     assert stack.out("inspect", "-f", "{{.State.Pid}}", "lives") == pid
     stack.docker("kill", "lives")

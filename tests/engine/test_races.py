@@ -59,7 +59,7 @@ def test_copies_while_folders_and_links_are_exchanged(stack: Stack, tmp_path: Pa
     stack.docker("run", "-d", "--name", "race", IMAGE, "sh", "-c",
                  f"mkdir -p /race/d; echo inside > /race/d/f; ln -s {link} /race/l; echo ready; "
                  "sleep 1000")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while "ready" not in stack.out("logs", "race"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -96,6 +96,11 @@ def test_names_of_processes_are_text(stack: Stack) -> None:
     """What a process calls itself is shown, and nothing more."""
     stack.docker("run", "-d", "--name", "odd", IMAGE, "sh", "-c",
                  "exec tail -f /dev/null \"$(printf '\\377\\033[31m\\nfake 1 root')\"")
+    deadline = time.monotonic() + 30
+    while b"tail" not in (raw := call(stack.sock, "GET", "/containers/odd/top").raw) or (
+            b"printf" in raw):
+        assert time.monotonic() < deadline  # the shell is still the shell
+        time.sleep(0.02)
     for arguments in ("", "-ef", "aux", "-eo pid,cmd", "axo pid,args"):
         answer = call(stack.sock, "GET", "/containers/odd/top?ps_args="
                       + arguments.replace(" ", "%20"))
@@ -121,7 +126,7 @@ def test_exec_of_anything_answers(stack: Stack, command: list[str]) -> None:
     assert made.status == 201
     answer = call(stack.sock, "POST", f"/exec/{made.json['Id']}/start", {})
     assert answer.status in (200, 400), answer.raw
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (state := call(stack.sock, "GET", f"/exec/{made.json['Id']}/json").json)["Running"]:
         assert time.monotonic() < deadline
         time.sleep(0.02)

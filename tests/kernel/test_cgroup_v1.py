@@ -188,7 +188,7 @@ def test_kill_all_reaches_groups_below_and_forkers(manager: cgroup.Manager) -> N
     assert deep in manager.pids() and deep not in manager.pids(all=False)
     manager.kill_all(signal.SIGKILL)
     assert wait(pid) == -signal.SIGKILL and wait(deep) == -signal.SIGKILL
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while manager.pids() and time.monotonic() < deadline:
         time.sleep(0.005)
     assert manager.pids() == []
@@ -221,7 +221,7 @@ def test_update_below_the_usage_is_explained(manager: cgroup.Manager) -> None:
         time.sleep(60)
         return len(data)
     child(manager, hold)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while manager.stats()["memory"]["usage"]["usage"] < 32 << 20 and time.monotonic() < deadline:
         time.sleep(0.01)
     # anonymous memory without swap cannot be reclaimed
@@ -262,10 +262,10 @@ def test_kernel_refusal_carries_the_file_and_leaves_nothing() -> None:
 def test_huge_range_costs_no_memory(manager: cgroup.Manager) -> None:
     import resource
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(OSError):
         manager.create({"cpu": {"cpus": "0-1000000000"}})
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1024
 
 

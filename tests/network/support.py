@@ -73,7 +73,7 @@ async def server(path: str, text: str, port: int = 80, *, udp: bool = False
         stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     try:
-        assert await asyncio.wait_for(process.stdout.readline(), 10) == b"ready\n"
+        assert await asyncio.wait_for(process.stdout.readline(), 60) == b"ready\n"
         yield
     finally:
         process.kill()
@@ -106,7 +106,7 @@ except OSError as e:
 """
 
 
-async def fetch(path: str, address: str, port: int, seconds: float = 3.0) -> str:
+async def fetch(path: str, address: str, port: int, seconds: float = 20.0) -> str:
     """What a server says to a client in ``path``; "" if it cannot be reached."""
     status, output = await inside(path, "/usr/bin/python3", "-c", _FETCH, address, str(port),
                                   str(seconds))
@@ -114,9 +114,9 @@ async def fetch(path: str, address: str, port: int, seconds: float = 3.0) -> str
 
 
 async def fetch_here(address: str, port: int) -> str:
-    reader, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 3)
+    reader, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 20)
     try:
-        return (await asyncio.wait_for(reader.read(100), 3)).decode()
+        return (await asyncio.wait_for(reader.read(100), 20)).decode()
     finally:
         writer.close()
 

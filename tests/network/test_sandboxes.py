@@ -112,7 +112,7 @@ async def test_udp_port(root: str) -> None:
             async with server(box.netns_path, "first", 53, udp=True):
                 for sock in (client, client6):
                     await loop.sock_sendall(sock, b"x")
-                    assert await asyncio.wait_for(loop.sock_recv(sock, 100), 3) == b"first x"
+                    assert await asyncio.wait_for(loop.sock_recv(sock, 100), 20) == b"first x"
             # the flow of a client must not stick to the address of a container that is gone
             await net.remove_sandbox(box.id)
             await net.create_sandbox(spec(2))  # takes the address of the first
@@ -120,7 +120,7 @@ async def test_udp_port(root: str) -> None:
                 wish, host_port=box.ports[0].host_port),)))
             async with server(box.netns_path, "second", 53, udp=True):
                 await loop.sock_sendall(client, b"y")
-                assert await asyncio.wait_for(loop.sock_recv(client, 100), 3) == b"second y"
+                assert await asyncio.wait_for(loop.sock_recv(client, 100), 20) == b"second y"
 
 
 async def test_only_published_ports_are_reachable(root: str) -> None:

@@ -55,10 +55,10 @@ def test_normal_form(text: str, canonical: str, familiar: str) -> None:
     "[g::1]:5000/x", "a" * 100_000, "a:" * 50_000, "a/" * 50_000, "$(id)", "a;b", "../a", "./a",
 ])
 def test_refused(text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InvalidReference, match="invalid reference format"):
         references.parse(text)
-    assert time.monotonic() - started < 0.1
+    assert time.process_time() - started < 1
 
 
 COMPONENT = st.from_regex(r"[a-z0-9]{1,8}((\.|_|__|-{1,3})[a-z0-9]{1,4}){0,2}", fullmatch=True)

@@ -33,7 +33,7 @@ def free_port() -> int:
 
 def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
     host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
             socket.create_connection((host, int(port)), 1).close()
@@ -62,7 +62,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
             yield Registry(address, folder / "data")
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def ctr(folder: Path) -> Iterator[Ctr]:
         daemon = subprocess.Popen(
             [str(ROOT / ".venv/bin/carrel-containerd"), "--address", str(socket), "--root",
              str(folder / "root"), "--state", str(folder / "state")], stdout=log, stderr=log)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 30
     while not socket.exists():
         assert daemon.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

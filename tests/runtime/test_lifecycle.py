@@ -209,7 +209,7 @@ def test_a_hook_that_fails_or_hangs_undoes_the_container(bundle: Bundle) -> None
         begin = time.monotonic()
         done = bundle.cli("run", bundle.id)
         assert done.returncode == 1 and "error running createRuntime hook #0" in done.stderr
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 40
         assert not os.path.exists(f"{bundle.root}/{bundle.id}")
 
 

@@ -150,7 +150,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         os.umask(before)
     yield stack
     clean(stack)
-    leaks = leakcheck.wait_until_clean(machine, 10)
+    leaks = leakcheck.wait_until_clean(machine, 30)
     assert not leaks, f"left behind: {leaks}"
 
 

@@ -114,7 +114,7 @@ def test_programs_import_nothing_from_here(program: str, tmp_path: Path) -> None
                  "asyncio", "os", "re"):
         (tmp_path / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit(99)\n")
     done = subprocess.run([str(BIN / program), "--help"], cwd=tmp_path, capture_output=True,
-                          check=False, timeout=20,
+                          check=False, timeout=60,
                           env={"PATH": "/usr/bin", "PYTHONPATH": str(tmp_path), "HOME": "/root",
                                "PYTHONSTARTUP": str(tmp_path / "os.py"),
                                "PYTHONUSERBASE": str(tmp_path)})

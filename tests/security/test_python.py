@@ -182,7 +182,7 @@ def test_a_traceback_opens_no_source_file(mirror: Bundle) -> None:
     begin = time.monotonic()
     error = contain(mirror, "true", kernel=Kernel(setresgid=fail, setsid=fail)).error
     assert "RecursionError: deep in the child" in error and "hostile" not in error
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 20
 
 
 @root

@@ -15,8 +15,9 @@ from carrel.proto import shim_v2_pb2 as task
 from carrel.shim import loop as poll
 from carrel.shim import process as states
 from carrel.shim.schema import SCHEMAS
+from carrel.shim.sockets import listen
 from carrel.shim.stdio import Stdio, split_uri
-from carrel.shim.ttrpc import MESSAGE_MAX, Server, listen, status_of
+from carrel.shim.ttrpc import MESSAGE_MAX, Server, status_of
 from tests.shim.kit import Client, Response, RpcError
 
 NAME = "containerd.task.v2.Task"

@@ -129,7 +129,7 @@ def test_a_waiting_reader_is_woken(tmp_path: Path, how: str) -> None:
     started = time.monotonic()
     with pytest.raises(errdefs.Cancelled):
         io.BufferedReader(source, 16).read(11)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
 
 
 def test_prefetcher_that_nobody_reads_ends(tmp_path: Path) -> None:
