@@ -19,6 +19,7 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
+from carrel import lightly
 from carrel.containerd.containers import ContainersService, ContainerStore
 from carrel.containerd.content import ContentStore
 from carrel.containerd.content_service import ContentService
@@ -182,6 +183,7 @@ class _Transfer:
 
     async def Transfer(self, request: transfer_pb2.TransferRequest, context: Context) -> Empty:
         if self._service is None:
+            lightly.msgspec()
             from carrel.containerd.transfer import TransferService
             from carrel.containerd.transfer_work import Stores
 
