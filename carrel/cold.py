@@ -63,6 +63,9 @@ class Archive:
             spec.submodule_search_locations = [folder]
         return spec
 
+    def empty(self) -> None:
+        self._index, self._data, self._codes = {}, memoryview(b""), {}
+
     def create_module(self, spec: Any) -> None:
         """The default kind of module."""
 
@@ -90,5 +93,8 @@ def use(path: str) -> None:
 
 def leave() -> None:
     """What is imported from here on is looked for as usual; the archive's memory is free."""
-    sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, Archive)]
+    for finder in list(sys.meta_path):
+        if isinstance(finder, Archive):  # its modules name it as their loader
+            sys.meta_path.remove(finder)
+            finder.empty()
     gc.enable()

@@ -34,6 +34,14 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("carrel.runtime.sources",),
         ("carrel.runtime.hooks",),
     ),
+    "containerd-shim-carrel-v1": (
+        ("carrel.shim.main",),  # alone: the zygote goes on without the archive
+        ("carrel.shim.birth", "_blake2"),
+        ("carrel.shim.wire", "carrel.shim.schema"),
+        ("carrel.shim.daemon", "carrel.shim.inprocess", "carrel.kernel.seccomp", *_START),
+        *_CGROUPS,
+        ("carrel.shim.cleanup",),
+    ),
 }
 
 

@@ -15,10 +15,9 @@ from carrel.errdefs import InvalidParameter
 from carrel.oci import json
 from carrel.shim import loop as poll
 from carrel.shim.jsonlog import JsonLog
-from carrel.shim.sockets import Socket
+from carrel.shim.sockets import Socket, listen
 from carrel.shim.stdio import Stdio, Streams, split_uri
 from carrel.shim.streams import STDERR, STDIN, STDOUT, Sink, Writer
-from carrel.shim.ttrpc import listen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

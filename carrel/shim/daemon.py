@@ -1,4 +1,4 @@
-"""From a fork to a serving shim: the same for a cold start and for the zygote."""
+"""A serving shim: the same after a cold start and from the zygote."""
 
 from __future__ import annotations
 
@@ -6,76 +6,26 @@ import _signal as signal  # type: ignore[import-not-found]  # signal.py needs en
 import os
 
 from carrel.kernel import syscalls as k
+from carrel.shim.birth import (
+    Config,
+    adjust_oom_score,
+    leave_parent,
+    open_listener,
+    socket_path,
+    write_file,
+)
 from carrel.shim.log import Log
 from carrel.shim.loop import Loop
 from carrel.shim.service import Shim
-from carrel.shim.sockets import Socket
-from carrel.shim.ttrpc import listen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
+    from carrel.shim.sockets import Socket
     from carrel.shim.worker import Worker
 
-_PATH_MAX = 107
-
-
-class Config:
-    """What one shim is told."""
-
-    __slots__ = ("bundle", "debug", "id", "namespace", "publish", "socket")
-
-    def __init__(self, namespace: str, identity: str, bundle: str, socket_path: str, publish: str,
-                 debug: bool = False) -> None:
-        self.namespace = namespace
-        self.id = identity
-        self.bundle = bundle
-        self.socket = socket_path
-        self.publish = publish
-        self.debug = debug
-
-    @property
-    def address(self) -> str:
-        return f"unix://{self.socket}"
-
-
-def socket_path(address: str, namespace: str, identity: str, directory: str = "") -> str:
-    """Where the shim of this container listens: beside its containerd, in ``s``."""
-    import hashlib  # a cold start's only: it costs as much memory as ten of our modules
-    name = hashlib.sha256(f"{address}/{namespace}/{identity}".encode()).hexdigest()[:32]
-    beside = os.path.join(os.path.dirname(address.removeprefix("unix://")), "s")
-    for place in (directory, beside, "/run/containerd/s"):
-        if place and len(os.path.join(place, name)) <= _PATH_MAX:
-            return os.path.join(place, name)
-    raise AssertionError("the last place is short enough")
-
-
-def open_listener(config: Config) -> Socket:
-    """Listen, and note the address in the bundle for a containerd that restarts."""
-    try:
-        listener = listen(config.socket)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(config.socket), 0o711, exist_ok=True)
-        listener = listen(config.socket)
-    try:
-        write_file(os.path.join(config.bundle, "address"), config.address)
-    except BaseException:
-        listener.close()
-        os.unlink(config.socket)
-        raise
-    return listener
-
-
-def write_file(path: str, text: str) -> None:
-    """All of it or nothing."""
-    temporary = f"{path}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
-    os.rename(temporary, path)
+__all__ = ["Config", "adjust_oom_score", "leave_parent", "open_listener", "serve", "socket_path"]
 
 
 def serve(config: Config, listener: Socket, worker: Worker | None = None) -> None:
@@ -100,33 +50,3 @@ def serve(config: Config, listener: Socket, worker: Worker | None = None) -> Non
 
 def _ignore(_signal: int, _frame: FrameType | None) -> None:
     """The shim ends when its container does."""
-
-
-def leave_parent(*keep: int) -> None:
-    """In the child: own session, no streams, nothing inherited but ``keep``."""
-    os.setsid()
-    os.umask(0o022)
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        if fd != null:
-            os.dup2(null, fd)
-    first = 3
-    for fd in sorted(keep):
-        if fd > first:
-            k.close_range(first, fd - 1)
-        first = fd + 1
-    k.close_range(first, 0xFFFFFFFF)
-
-
-def adjust_oom_score() -> None:
-    """One above the daemon's: the kernel shall take a shim before it, and a container first."""
-    try:
-        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            score = int(os.read(fd, 16))
-            if score < 0:
-                os.pwrite(fd, b"%d" % (score + 1), 0)
-        finally:
-            os.close(fd)
-    except OSError:
-        pass  # not permitted in some containers; then it stays as it is

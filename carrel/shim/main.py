@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
+from carrel import cold
 from carrel.errdefs import CarrelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from carrel.shim.birth import Config
+    from carrel.shim.sockets import Socket
     from carrel.shim.wire import Message
 
 NAME = "io.containerd.carrel.v1"
@@ -67,8 +70,25 @@ class Flags:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The program.  Without ``arguments`` it never returns: leaving the interpreter in
+    order takes longer than most of what is done here."""
+    if arguments is not None:
+        return run(arguments)
+    status = run(sys.argv[1:])
     try:
-        flags = Flags(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError as error:
+        if status == 0:  # or it has been told
+            sys.stderr.write(f"{NAME}: write stdout: {error}\n")
+            status = 1
+    os._exit(status)
+
+
+def run(arguments: list[str]) -> int:
+    """Do what the arguments say; the exit status."""
+    try:
+        flags = Flags(arguments)
     except UsageError as error:
         sys.stderr.write(f"{error}\n{USAGE}")
         return 2
@@ -81,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "info" in flags.switches:
             return info()
         if flags.action == "zygote":
+            cold.leave()
             from carrel.kernel import seal
             seal.ensure()
             from carrel.shim import zygote
@@ -108,7 +129,7 @@ def version() -> int:
 
 def start(flags: Flags) -> int:
     """Listen, leave a daemon behind, print the address."""
-    from carrel.shim.daemon import Config, open_listener, socket_path
+    from carrel.shim.birth import Config, open_listener, socket_path
     bundle = os.path.abspath(flags["bundle"] or os.getcwd())
     params = bootstrap_params(read_stdin(), flags)
     directory = params["socket_dir"] if params is not None else ""
@@ -144,13 +165,9 @@ def start(flags: Flags) -> int:
     return 0
 
 
-def detach(config: object, listener: object) -> None:
+def detach(config: Config, listener: Socket) -> None:
     """Fork twice; the grandchild serves and belongs to nobody."""
-
-    from carrel.shim import daemon
-    from carrel.shim.sockets import Socket
-    assert isinstance(config, daemon.Config)
-    assert isinstance(listener, Socket)
+    from carrel.shim import birth
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -161,15 +178,38 @@ def detach(config: object, listener: object) -> None:
         return
     code = 1
     try:
-        daemon.leave_parent(listener.fileno())
+        birth.leave_parent(listener.fileno())
         os.chdir(config.bundle)
-        if os.fork():
-            os._exit(0)
-        daemon.adjust_oom_score()
+        pid = os.fork()
+        if pid:
+            _note_pid(pid)  # before anybody is answered
+            code = 0
+            return
+        birth.adjust_oom_score()
+        get_ready()
+        from carrel.shim import daemon
         daemon.serve(config, listener)
         code = 0
     finally:
         os._exit(code)
+
+
+def _note_pid(pid: int) -> None:
+    from carrel.shim.birth import write_file
+    try:
+        write_file("shim.pid", str(pid))
+    except OSError:
+        os.kill(pid, 9)
+        raise
+
+
+def get_ready() -> None:
+    """Import all that a start needs while containerd reads the address and connects."""
+    from carrel.kernel import cgroup, seccomp  # noqa: F401
+    from carrel.runtime import cgroupfs, childplan  # noqa: F401
+    from carrel.shim import daemon, inprocess  # noqa: F401
+    cgroup.layout()
+    cold.leave()
 
 
 def read_stdin() -> bytes:
@@ -181,10 +221,10 @@ def read_stdin() -> bytes:
 
 def bootstrap_params(data: bytes, flags: Flags) -> Message | None:
     """containerd 2.3 and later say everything on stdin; before, it held only an Any."""
-    from carrel.shim.schema import SCHEMAS
-    from carrel.shim.wire import WireError, decode
     if not data:
         return None
+    from carrel.shim.schema import SCHEMAS
+    from carrel.shim.wire import WireError, decode
     try:
         params = decode(SCHEMAS["BootstrapParams"], data)
     except WireError:

@@ -4,6 +4,7 @@ be a tenth of a shim's memory.  Names and meanings are the module's."""
 from __future__ import annotations
 
 import _socket
+import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM
 
 from carrel.kernel.terminal import receive_descriptors, send_descriptors
@@ -12,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["AF_UNIX", "SOCK_CLOEXEC", "SOCK_SEQPACKET", "SOCK_STREAM", "Socket", "pair",
+__all__ = ["AF_UNIX", "SOCK_CLOEXEC", "SOCK_SEQPACKET", "SOCK_STREAM", "Socket", "listen", "pair",
            "receive_descriptors", "send_descriptors", "unix"]
 
 
@@ -41,3 +42,35 @@ def pair() -> tuple[Socket, Socket]:
     """A connected pair that keeps packets apart."""
     one, other = _socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
     return Socket(fileno=one.detach()), Socket(fileno=other.detach())
+
+
+def listen(path: str) -> Socket:
+    """A listening socket on a path, mode 0600 from its first moment; a dead
+    one's file is replaced, a live one's is an error."""
+    listener = unix()
+    try:
+        umask = os.umask(0o177)
+        try:
+            try:
+                listener.bind(path)
+            except OSError:
+                if not os.path.lexists(path) or _answers(path):
+                    raise
+                os.unlink(path)
+                listener.bind(path)
+        finally:
+            os.umask(umask)
+        listener.listen(128)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _answers(path: str) -> bool:
+    with unix() as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        return True

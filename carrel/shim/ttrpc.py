@@ -7,13 +7,12 @@ no streaming method).  An error is a ``google.rpc.Status`` in the response.
 
 from __future__ import annotations
 
-import os
 import struct
 
 from carrel import errdefs
 from carrel.shim import loop as poll
 from carrel.shim.schema import SCHEMAS
-from carrel.shim.sockets import Socket, unix
+from carrel.shim.sockets import Socket
 from carrel.shim.wire import WireError, decode, encode
 
 TYPE_CHECKING = False
@@ -241,35 +240,3 @@ class Connection:
         self._socket.close()
         self._out.clear()
         self._server.connections.discard(self)
-
-
-def listen(path: str) -> Socket:
-    """A listening socket on a path, mode 0600 from its first moment; a dead
-    one's file is replaced, a live one's is an error."""
-    listener = unix()
-    try:
-        umask = os.umask(0o177)
-        try:
-            try:
-                listener.bind(path)
-            except OSError:
-                if not os.path.lexists(path) or _answers(path):
-                    raise
-                os.unlink(path)
-                listener.bind(path)
-        finally:
-            os.umask(umask)
-        listener.listen(128)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _answers(path: str) -> bool:
-    with unix() as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-        return True
