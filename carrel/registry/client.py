@@ -24,6 +24,7 @@ from carrel.registry.transport import (
     BROKEN,
     Transport,
     answer_of,
+    break_of,
     read_limited,
 )
 
@@ -352,7 +353,7 @@ async def _bounded(response: aiohttp.ClientResponse, start: int, descriptor: Des
                     f"{descriptor.digest}")
             yield chunk
     except BROKEN as error:
-        raise Transient(f"{descriptor.digest}: {str(error) or 'unexpected EOF'}") from error
+        raise Transient(f"{descriptor.digest}: {break_of(error)}") from error
     if position < descriptor.size:
         raise Transient(f"{descriptor.digest}: unexpected EOF after {position} bytes")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from http.client import responses
 from typing import Any
 
 from carrel import errdefs
@@ -35,8 +36,13 @@ class Answer:
 
     @property
     def words(self) -> str:
-        return self.text or f"unexpected status from {self.method} request to {self.url}: " \
-                            f"{self.status}"
+        if self.text and self.status < 500:
+            return self.text
+        # of a broken registry the status says more than what it may still have to say
+        said = f"unexpected status from {self.method} request to {self.url}: {self.status}"
+        if phrase := responses.get(self.status):
+            said += f" {phrase}"
+        return f"{said}: {self.text}" if self.text else said
 
 
 class Transient(Exception):
@@ -58,7 +64,7 @@ def read_answer(status: int, body: bytes, method: str, url: str) -> Answer:
         word = _WORDS.get(code, printable(code.lower().replace("_", " ")))
         text = f"{word}: {printable(message)}" if message else word
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        if code:
+        if code and status < 500:
             detail = {"UNAUTHORIZED": "authentication required",
                       "DENIED": "requested access to the resource is denied",
                       "TOOMANYREQUESTS": "too many requests"}.get(code, f"status {status}")

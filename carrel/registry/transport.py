@@ -253,10 +253,19 @@ def _failure(method: str, url: str, error: BaseException) -> Exception:
     if isinstance(error, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, OSError)):
         if parts.scheme == "https":
             # a server without TLS hangs up in the handshake
-            return _Unreachable(f"{where}: {printable(str(error)) or 'EOF'}", other_scheme=True,
+            return _Unreachable(f"{where}: {break_of(error, 'EOF')}", other_scheme=True,
                                 final=False)
-        return Transient(f"{where}: {printable(str(error)) or 'EOF'}")
+        return Transient(f"{where}: {break_of(error, 'EOF')}")
     return _Unreachable(f"{where}: {printable(str(error))}", other_scheme=False, final=True)
+
+
+def break_of(error: BaseException, at_the_end: str = "unexpected EOF") -> str:
+    """How a connection broke, without the words of the library that saw it."""
+    if isinstance(error, OSError) and error.strerror:
+        return printable(error.strerror).lower()
+    if isinstance(error, TimeoutError):
+        return "i/o timeout"
+    return at_the_end
 
 
 def _context(*, verify: bool) -> ssl.SSLContext:
@@ -278,8 +287,7 @@ async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
                 raise errdefs.InvalidParameter(
                     f"answer of {printable(response.host)} is larger than {limit} bytes")
     except BROKEN as error:
-        reason = str(error) or "unexpected EOF"
-        raise Transient(f"{response.method} {response.url}: {reason}") from error
+        raise Transient(f"{response.method} {response.url}: {break_of(error)}") from error
     return bytes(body)
 
 

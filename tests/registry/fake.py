@@ -100,7 +100,7 @@ def error(status: int, code: str, message: str, **headers: str) -> web.Response:
 @contextlib.asynccontextmanager
 async def serving(fake: Fake, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None,
                   ) -> AsyncIterator[Fake]:
-    app = web.Application()
+    app = web.Application(client_max_size=64 << 20)
     app.router.add_route("*", "/{tail:.*}", fake.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()

@@ -14,16 +14,18 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 
 from tests import images
-from tests.e2e.engine import Cli, Stack, peers
+from tests.containerd.harness import present
+from tests.e2e.engine import Cli, Done, Stack, peers
 from tests.registry.conftest import ROOT, Registry
-from tests.registry.fake import Fake, basic, serving
+from tests.registry.fake import Fake, basic, error, serving
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
@@ -206,12 +208,12 @@ def private_registry(image: images.Image) -> Iterator[Fake]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield fake
     finally:
         loop.call_soon_threadsafe(done.set)
-        thread.join(10)
+        thread.join(60)
         loop.close()
 
 
@@ -235,7 +237,7 @@ def test_login_and_private_pull(docker: Cli) -> None:
 
 def test_pull_ends_with_its_client(docker: Cli, tmp_path: Path) -> None:
     """Ctrl-C ends the download too, and the next pull goes on with what is there."""
-    image = images.Image([images.layer({"f": os.urandom(3_000_000)})])
+    image = images.Image([images.layer({"f": os.urandom(6_000_000)})])
     with private_registry(image) as fake:
         fake.hooks.clear()
         gone = threading.Event()
@@ -248,9 +250,9 @@ def test_pull_ends_with_its_client(docker: Cli, tmp_path: Path) -> None:
             response.content_length = len(data)
             await response.prepare(request)
             try:
-                for at in range(0, len(data), 50_000):
-                    await response.write(data[at:at + 50_000])
-                    await asyncio.sleep(0.15)
+                for at in range(0, len(data), 100_000):
+                    await response.write(data[at:at + 100_000])
+                    await asyncio.sleep(0.4)
             except (ConnectionError, asyncio.CancelledError):
                 gone.set()
                 raise
@@ -259,14 +261,14 @@ def test_pull_ends_with_its_client(docker: Cli, tmp_path: Path) -> None:
         fake.hooks.append(trickle)
         with open(tmp_path / "out", "wb") as out:
             client = docker.popen("pull", fake.name, stdout=out, stderr=out)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 30
             while b"Pulling fs layer" not in (tmp_path / "out").read_bytes():
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             time.sleep(1.5)
             client.terminate()
-            client.wait(10)
-        assert gone.wait(8), "the download went on without its client"
+            client.wait(60)
+        assert gone.wait(20), "the download went on without its client"
         assert fake.name not in names(docker)
         docker.ok("pull", fake.name)
         assert any("Range" in headers for _, _, headers in fake.requests(fake.layer))
@@ -282,9 +284,9 @@ def test_load_ends_with_its_client(docker: Cli, running: Stack, tmp_path: Path) 
     client.stdin.flush()
     time.sleep(0.5)
     client.kill()
-    client.wait(10)
+    client.wait(60)
     ingest = running.work / "data/containerd/content/ingest"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while ingest.is_dir() and os.listdir(ingest):
         assert time.monotonic() < deadline, "the half archive stays"
         time.sleep(0.05)
@@ -320,3 +322,124 @@ def test_save_for_others(docker: Cli, tmp_path: Path) -> None:
         for file in shared.iterdir():
             file.unlink()
         shared.rmdir()
+
+
+# --- a registry that is broken ---------------------------------------------------------------
+
+
+def _cut(fake: Fake) -> Callable[[web.Request], Any]:
+    """Every layer's stream ends in the middle, however often it is asked for."""
+    async def hook(request: web.Request) -> Any:
+        if request.method == "GET" and fake.layer in request.path:
+            return await fake.send(request, fake.blobs[fake.layer], cut=1000, ranges=False)
+        return None
+    return hook
+
+
+def _fails(path: str, status: int = 500) -> Callable[[web.Request], Any]:
+    return lambda request: error(status, "UNKNOWN", "unknown error") if path in request.path \
+        else None
+
+
+def one_line(done: Done) -> str:
+    """What the client says of a failure: one line, and no more."""
+    lines = done.err.strip().splitlines()
+    assert done.code == 1 and len(lines) == 1, done.err
+    assert "Traceback" not in done.err and len(lines[0]) < 400
+    return lines[0]
+
+
+@pytest.mark.parametrize("how", ["manifest-500", "layer-500", "layer-503", "layer-cut", "gone"])
+def test_pull_from_a_broken_registry(docker: Cli, running: Stack, how: str) -> None:
+    before = docker.ok("system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Size}}")
+    snapshots = running.work / "data/containerd/snapshots"
+    kept = present(snapshots)
+    with private_registry(images.Image([images.layer({"f": os.urandom(100_000)})])) as fake:
+        name = fake.name
+        fake.hooks[:] = {
+            "manifest-500": [_fails("/manifests/")], "layer-500": [_fails(fake.layer)],
+            "layer-503": [_fails(fake.layer, 503)], "layer-cut": [_cut(fake)], "gone": []}[how]
+        if how != "gone":
+            said = one_line(docker.run("pull", name, timeout=120))
+            wanted = {"manifest-500": "500", "layer-500": "500", "layer-503": "503",
+                      "layer-cut": "EOF"}[how]
+            assert wanted in said, said
+            assert name not in names(docker)
+            # the registry is well again: so is the pull
+            fake.hooks.clear()
+            assert f"Status: Downloaded newer image for {name}" in docker.ok("pull", name)
+            docker.ok("rmi", name)
+    if how == "gone":
+        assert "connection refused" in one_line(docker.run("pull", name))
+    assert names(docker) == {"busybox:latest"}
+    assert docker.ok("system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Size}}") == before
+    assert present(snapshots) == kept
+
+
+@pytest.mark.parametrize("how", ["start-500", "upload-500", "upload-cut", "manifest-500",
+                                 "unauthorized", "denied"])
+def test_push_to_a_broken_registry(docker: Cli, how: str) -> None:
+    async def cut(request: web.Request) -> Any:
+        if request.method in ("PATCH", "PUT") and "/uploads/" in request.path:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response(status=500)
+        return None
+
+    def method(name: str, path: str, status: int, code: str, text: str
+               ) -> Callable[[web.Request], Any]:
+        return lambda request: error(status, code, text) if (
+            request.method == name and path in request.path) else None
+
+    with private_registry(images.busybox()) as fake:
+        name = f"{fake.address}/mine:1"
+        hook, wanted = {
+            "start-500": (method("POST", "/uploads/", 500, "UNKNOWN", "no disk"), "500"),
+            "upload-500": (method("PUT", "/uploads/", 500, "UNKNOWN", "no disk"), "500"),
+            "upload-cut": (cut, "EOF"),
+            "manifest-500": (method("PUT", "/manifests/", 500, "UNKNOWN", "no disk"), "500"),
+            "unauthorized": (lambda request: web.Response(
+                status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}),
+                "no basic auth credentials"),
+            "denied": (method("POST", "/uploads/", 403, "DENIED", "requested access is denied"),
+                       "denied: requested access is denied")}[how]
+        fake.hooks[:] = [hook, accepts_pushes(fake)]
+        docker.ok("tag", "busybox", name)
+        said = one_line(docker.run("push", name, timeout=120))
+        assert wanted in said, said
+        # and with a registry that works it works
+        fake.hooks[:] = [accepts_pushes(fake)]
+        assert "1: digest: sha256:" in docker.ok("push", name)
+        docker.ok("rmi", name)
+
+
+def accepts_pushes(fake: Fake) -> Callable[[web.Request], Any]:
+    """A registry that takes everything and has nothing."""
+    async def hook(request: web.Request) -> Any:
+        body = await request.read()
+        if request.method == "HEAD" and "/blobs/" in request.path:
+            return web.Response(status=404)
+        if request.method == "POST":
+            return web.Response(status=202, headers={"Location": f"{request.path}some-upload"})
+        if request.method in ("PUT", "PATCH"):
+            found = request.query.get("digest") or images.digest(body)
+            return web.Response(status=201 if request.method == "PUT" else 202, headers={
+                "Docker-Content-Digest": found, "Location": request.path})
+        return None
+    return hook
+
+
+def test_what_a_push_says_on_its_way(docker: Cli, registry: Registry) -> None:
+    name = f"{registry.address}/said/busybox:1"
+    docker.ok("tag", "busybox", name)
+    layers = [x[7:19] for x in docker.inspect("busybox")["RootFS"]["Layers"]]
+    lines = docker.ok("push", name).splitlines()
+    assert lines[0] == f"The push refers to repository [{registry.address}/said/busybox]"
+    for layer in layers:
+        assert f"{layer}: Preparing" in lines and f"{layer}: Pushed" in lines, lines
+    assert lines[-1].startswith("1: digest: sha256:") and " size: " in lines[-1]
+    again = docker.ok("push", name).splitlines()
+    for layer in layers:
+        assert f"{layer}: Layer already exists" in again, again
+    assert again[-1] == lines[-1]
+    docker.ok("rmi", name)
