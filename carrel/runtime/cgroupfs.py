@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from errno import EPERM
 from stat import S_ISDIR
 
@@ -15,17 +16,36 @@ if TYPE_CHECKING:
 
     from carrel.kernel.plan import Operation
     from carrel.runtime.options import Options
+    from carrel.runtime.stock import Stock
     from carrel.runtime.view import View
 
-_DEFAULT_ATTRIBUTES = (syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
-                       | syscalls.MOUNT_ATTR_NOEXEC)
+DEFAULT_ATTRIBUTES = (syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+                      | syscalls.MOUNT_ATTR_NOEXEC)
 
 
 def plan(view: View, destination: str, options: Options,
          cgroup_mounts: Callable[[], list[dict[str, Any]]] | None, *,
-         private: bool) -> list[Operation]:
+         private: bool, stock: Stock | None = None) -> list[Operation]:
     entries = cgroup_mounts() if cgroup_mounts is not None else []
-    return [MountCgroups(view, destination, options, entries, private=private)]
+    found = MountCgroups(view, destination, options, entries, private=private)
+    if stock is not None:
+        found.ready = stock.cgroups(entries, found.top_attributes)
+    return [found]
+
+
+def new_top(kernel: Any, entries: list[dict[str, Any]], attributes: int) -> int:
+    """The tmpfs that holds the hierarchies of cgroup v1, with a place for each."""
+    top = new_filesystem(kernel, "tmpfs", "tmpfs", ["mode=755"], (), attributes)
+    previous = os.umask(0o022)
+    try:
+        for entry in entries:
+            name = entry["destination"]
+            kernel.mkdirat(top, name, 0o755)
+            for link in entry.get("links") or ():
+                kernel.symlinkat(name, top, link.removeprefix("name="))
+    finally:
+        os.umask(previous)
+    return top
 
 
 class MountCgroups(MountOperation):
@@ -34,12 +54,19 @@ class MountCgroups(MountOperation):
     Its group is the root it sees, with and without a cgroup namespace.
     """
 
-    __slots__ = ("entries", "options", "private")
+    __slots__ = ("entries", "options", "private", "ready")
 
     def __init__(self, view: View, destination: str, options: Options,
                  entries: list[dict[str, Any]], *, private: bool) -> None:
         super().__init__(view, destination)
         self.options, self.entries, self.private = options, entries, private
+        #: the top of the hierarchies of v1, made ahead, or -1
+        self.ready = -1
+
+    @property
+    def top_attributes(self) -> int:
+        """Read-only it becomes when it is filled."""
+        return self.options.attr_set & ~syscalls.MOUNT_ATTR_RDONLY or DEFAULT_ATTRIBUTES
 
     def describe(self) -> str:
         return f"mount cgroups on {self.destination}"
@@ -52,8 +79,8 @@ class MountCgroups(MountOperation):
             top = self._hierarchy(kernel, unified[0], attributes)
             kernel.move_mount(top, target, self.destination)
         else:
-            base = attributes & ~syscalls.MOUNT_ATTR_RDONLY or _DEFAULT_ATTRIBUTES
-            top = new_filesystem(kernel, "tmpfs", "tmpfs", ["mode=755"], (), base)
+            top = self.ready if self.ready >= 0 else new_top(kernel, self.entries,
+                                                             self.top_attributes)
             kernel.move_mount(top, target, self.destination)
             for entry in self.entries:
                 self._below(kernel, top, entry, attributes)
@@ -65,14 +92,11 @@ class MountCgroups(MountOperation):
 
     def _below(self, kernel: Any, top: int, entry: dict[str, Any], attributes: int) -> None:
         name = entry["destination"]
-        kernel.mkdirat(top, name, 0o755)
         tree = self._hierarchy(kernel, entry, attributes)
         where = kernel.openat(top, name, syscalls.O_PATH)
         kernel.move_mount(tree, where, f"{self.destination}/{name}")
         kernel.close(where)
         kernel.close(tree)
-        for link in entry.get("links") or ():
-            kernel.symlinkat(name, top, link.removeprefix("name="))
 
     def _hierarchy(self, kernel: Any, entry: dict[str, Any], attributes: int) -> int:
         # A bind of the group's own directory looks the same inside (the kernel shows

@@ -99,7 +99,8 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
                                         maker.bundle,
                                         maker.launch.cgroup.mounts,
                                         no_pivot=maker.settings.no_pivot,
-                                        map_fds=maker.map_fds)
+                                        map_fds=maker.map_fds, stock=maker.stock)
+    maker.keep_ready(first, second)
     plan = child.before
     if not maker.settings.no_new_keyring:
         plan.append(identity.JoinKeyring(f"_ses.{maker.launch.id}"))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from carrel.runtime.sources import Helper
+    from carrel.runtime.stock import Stock
 
     Spec = dict[str, Any]
 
@@ -138,11 +139,12 @@ class Maker:
 
     __slots__ = ("_aside", "_container", "bundle", "child", "console", "descriptors", "helper",
                  "joined", "kernel", "launch", "map_fds", "rootfs", "settings", "spaces", "spec",
-                 "view")
+                 "stock", "view")
 
     def __init__(self, spec: Spec, bundle: str, start: launch.Launch, settings: Settings,
-                 kernel: Any) -> None:
+                 kernel: Any, stock: Stock | None = None) -> None:
         self.spec = spec
+        self.stock = stock
         self.bundle = os.path.abspath(bundle)
         self.launch = start
         self.settings = settings
@@ -209,6 +211,12 @@ class Maker:
         self.descriptors.append(fd)
         return fd
 
+    def keep_ready(self, *plans: list[Operation]) -> None:
+        """Mounts that were made ahead: for the child, and not for longer."""
+        fds = [fd for plan in plans for one in plan if (fd := getattr(one, "ready", -1)) >= 0]
+        self.child.keep_fds += fds
+        self.descriptors += fds
+
     def _plan_namespaces(self, linux: Spec) -> None:
         spaces, child = self.spaces, self.child
         # the user namespace last: those before may belong to another one, and are
@@ -241,7 +249,7 @@ class Maker:
                 from carrel.runtime import sources
                 fd = sources.map_namespace(self.kernel, rows[0] or [], rows[1] or [])
                 self.map_fds[index] = self._keep(fd)
-        self.child.keep_fds = list(self.map_fds.values())
+        self.child.keep_fds += self.map_fds.values()
 
     def _open_source(self, index: int) -> int:
         """For the child: the source of one of its mounts, as a detached mount."""

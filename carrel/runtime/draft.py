@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from carrel.kernel.plan import Operation
+    from carrel.runtime.stock import Stock
 
     Spec = dict[str, Any]
 
@@ -29,7 +30,8 @@ class Draft:
     __slots__ = ("_asked", "_maker", "_operations", "_raw")
 
     def __init__(self, id: str, bundle: str, root: str, settings: create.Settings | None = None,
-                 kernel: Any = syscalls, raw: bytes | None = None) -> None:
+                 kernel: Any = syscalls, raw: bytes | None = None,
+                 stock: Stock | None = None) -> None:
         """``raw``: the text of config.json, where it is there already."""
         settings = settings or create.Settings()
         state.check_id(id)
@@ -37,7 +39,8 @@ class Draft:
         spec = create.parse_config(self._raw, bundle)
         runtime_spec.check(spec)
         self._asked = id, bundle, root, _values(settings)
-        self._maker = create.Maker(spec, bundle, launch.Launch(id, root), settings, kernel)
+        self._maker = create.Maker(spec, bundle, launch.Launch(id, root), settings, kernel,
+                                   stock)
         try:
             # the root's mounts come with the request: one stands for them
             self._operations: list[Operation] = self._maker.plan(self._raw, None, [_LATER], None)

@@ -24,6 +24,13 @@ DEFAULT_DEVICES = (
     ("/dev/null", "c", 1, 3), ("/dev/zero", "c", 1, 5), ("/dev/full", "c", 1, 7),
     ("/dev/random", "c", 1, 8), ("/dev/urandom", "c", 1, 9), ("/dev/tty", "c", 5, 0),
 )
+
+
+def default_devices() -> list[tuple[str, str, int, int, int, int, int]]:
+    return [(path, kind, major, minor, 0o666, 0, 0)
+            for path, kind, major, minor in DEFAULT_DEVICES]
+
+
 _LINKS = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
           ("stderr", "/proc/self/fd/2"))
 

@@ -152,27 +152,22 @@ class OpenRootfs(MountOperation):
 class Mount(MountOperation):
     """Mount a new file system (proc, sysfs, tmpfs, ...) on a directory."""
 
-    __slots__ = ("fstype", "label", "options", "read_only_late", "source")
+    __slots__ = ("fstype", "label", "options", "read_only_late", "ready", "source")
 
     def __init__(self, view: View, destination: str, fstype: str, source: str,
-                 options: Options, *, read_only_late: bool = False) -> None:
+                 options: Options, *, read_only_late: bool = False, ready: int = -1) -> None:
         super().__init__(view, destination)
         self.fstype, self.source, self.options = fstype, source, options
         self.read_only_late = read_only_late
+        #: made ahead (see stock.py), or -1
+        self.ready = ready
 
     def describe(self) -> str:
         return f"mount {self.fstype} on {self.destination}"
 
     def execute(self, kernel: Any) -> None:
         target, existed = self._target(kernel)
-        data = list(self.options.data)
-        attributes = self.options.attr_set
-        if self.fstype == "tmpfs" and self.options.value("mode") is None and existed:
-            data.append(f"mode={kernel.fstat(target).st_mode & 0o7777:o}")
-        if self.read_only_late:
-            attributes &= ~syscalls.MOUNT_ATTR_RDONLY
-        tree = new_filesystem(kernel, self.fstype, self.source, data, self.options.superblock,
-                              attributes)
+        tree = self.ready if self.ready >= 0 else self._make(kernel, target, existed)
         if self.options.copy_up:
             from carrel.runtime.copyup import copy_tree
             copy_tree(kernel, self.view.root_fd, self.destination, tree)
@@ -188,6 +183,16 @@ class Mount(MountOperation):
             self.view.late_read_only.append((tree, self.destination))
         elif tree != self.view.dev_fd:
             kernel.close(tree)
+
+    def _make(self, kernel: Any, target: int, existed: bool) -> int:
+        data = list(self.options.data)
+        attributes = self.options.attr_set
+        if self.fstype == "tmpfs" and self.options.value("mode") is None and existed:
+            data.append(f"mode={kernel.fstat(target).st_mode & 0o7777:o}")
+        if self.read_only_late:
+            attributes &= ~syscalls.MOUNT_ATTR_RDONLY
+        return new_filesystem(kernel, self.fstype, self.source, data, self.options.superblock,
+                              attributes)
 
     def _target(self, kernel: Any) -> tuple[int, bool]:
         """(the directory to mount on, whether it was there already)"""
@@ -283,8 +288,7 @@ class MaskPath(MountOperation):
         if target < 0:
             return
         if S_ISDIR(kernel.fstat(target).st_mode):
-            tree = new_filesystem(kernel, "tmpfs", "tmpfs", ["nr_blocks=1", "nr_inodes=1"], (),
-                                  syscalls.MOUNT_ATTR_RDONLY)
+            tree = new_empty(kernel)
         else:
             tree = kernel.open_tree(self.view.null_fd, "",
                                     syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
@@ -301,12 +305,14 @@ class MaskPath(MountOperation):
 class MaskPaths(MountOperation):
     """All masked paths at once: the directories share one empty tmpfs."""
 
-    __slots__ = ("paths",)
+    __slots__ = ("paths", "ready")
     step = "masked paths"
 
-    def __init__(self, view: View, masked: list[str]) -> None:
+    def __init__(self, view: View, masked: list[str], ready: int = -1) -> None:
         super().__init__(view, "")
         self.paths = masked
+        #: the empty tmpfs, made ahead, or -1
+        self.ready = ready
 
     def describe(self) -> str:
         return f"mask {', '.join(self.paths)}"
@@ -320,10 +326,7 @@ class MaskPaths(MountOperation):
                 continue
             if S_ISDIR(kernel.fstat(target).st_mode):
                 if empty < 0:
-                    empty = new_filesystem(kernel, "tmpfs", "tmpfs",
-                                           ["nr_blocks=1", "nr_inodes=1"], (),
-                                           syscalls.MOUNT_ATTR_RDONLY)
-                    tree = empty
+                    tree = empty = self.ready if self.ready >= 0 else new_empty(kernel)
                 else:
                     tree = kernel.open_tree(empty, "", syscalls.OPEN_TREE_CLONE
                                             | syscalls.AT_EMPTY_PATH)
@@ -494,6 +497,12 @@ def new_filesystem(kernel: Any, fstype: str, source: str, data: list[str] | tupl
         return int(kernel.fsmount(context, attributes))
     finally:
         kernel.close(context)
+
+
+def new_empty(kernel: Any) -> int:
+    """A directory with nothing in it, for ever."""
+    return new_filesystem(kernel, "tmpfs", "tmpfs", ["nr_blocks=1", "nr_inodes=1"], (),
+                          syscalls.MOUNT_ATTR_RDONLY)
 
 
 def clone_source(kernel: Any, source: str, recursive: bool, beneath: str = "") -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from carrel.kernel.plan import Operation
+    from carrel.runtime.stock import Stock
 
     Spec = dict[str, Any]
 
@@ -66,8 +67,8 @@ class Namespaces:
 
 def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] | None, bundle: str,
                 cgroup_mounts: Callable[[], list[Spec]] | None, *,
-                no_pivot: bool = False, map_fds: dict[int, int] | None = None
-                ) -> tuple[list[Operation], list[Operation]]:
+                no_pivot: bool = False, map_fds: dict[int, int] | None = None,
+                stock: Stock | None = None) -> tuple[list[Operation], list[Operation]]:
     """(before the host's hooks, after them): the container's file system."""
     linux = spec.get("linux") or {}
     spaces = Namespaces(spec)
@@ -85,6 +86,10 @@ def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] |
         first.append(rootfs_mount(entry, rootfs))
     first.append(mounts.OpenRootfs(view, rootfs, bind=own_mounts and not rootfs_mounts))
     entries = spec.get("mounts") or []
+    if spaces.has("user"):
+        stock = None  # made by somebody who is nobody there
+    devices = plan_devices(linux)
+    dev_stock = stock if one_usual_dev(entries, devices) else None
     for index, entry in enumerate(entries):
         destination = entry["destination"]
         if destination.startswith(rootfs + "/"):  # given as seen from the host: also accepted
@@ -92,12 +97,18 @@ def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] |
         if "bind" in (entry.get("type"), *(o[-4:] for o in entry.get("options") or ())):
             entry = {**entry, "source": os.path.join(bundle, entry.get("source") or "")}
         first.extend(plan_mount(view, entry, index, spaces, cgroup_mounts,
-                                (map_fds or {}).get(index, -1), beneath(spec, entry)))
+                                (map_fds or {}).get(index, -1), beneath(spec, entry),
+                                dev_stock if _destination(entry) == "/dev" else stock))
     setup_dev = not any(_destination(e) == "/dev" and options.parse(
         e.get("options") or ()).bind for e in entries)
-    if setup_dev and own_mounts:
-        first.append(inside.MakeDevices(view, plan_devices(linux),
-                                        bind=bool(spaces.has("user"))))
+    filled = any(isinstance(one, mounts.Mount) and one.ready >= 0
+                 and one.destination.rstrip("/") == "/dev" for one in first)
+    if filled:
+        usual = inside.default_devices()
+        devices = [one for one in devices if one not in usual]
+    if setup_dev and own_mounts and (devices or not filled):
+        first.append(inside.MakeDevices(view, devices, bind=bool(spaces.has("user"))))
+    if setup_dev and own_mounts and not filled:
         first.append(inside.MakeDevLinks(view))
     after: list[Operation] = []
     process = spec.get("process") or {}
@@ -125,7 +136,8 @@ def plan_mounts(spec: Spec, view: View, rootfs: str, rootfs_mounts: list[Spec] |
     if own_mounts:
         hidden.extend(mounts.ReadOnlyPath(view, p) for p in linux.get("readonlyPaths") or ())
         if linux.get("maskedPaths"):
-            hidden.append(mounts.MaskPaths(view, list(dict.fromkeys(linux["maskedPaths"]))))
+            hidden.append(mounts.MaskPaths(view, list(dict.fromkeys(linux["maskedPaths"])),
+                                           stock.empty() if stock is not None else -1))
     return first, after + names + hidden + read_only
 
 
@@ -179,7 +191,7 @@ def _mount_flags(names: list[str] | tuple[str, ...]) -> tuple[int, str]:
 
 def plan_mount(view: View, entry: Spec, index: int, spaces: Namespaces,
                cgroup_mounts: Callable[[], list[Spec]] | None, map_fd: int = -1,
-               beneath: str = "") -> list[Operation]:
+               beneath: str = "", stock: Stock | None = None) -> list[Operation]:
     """The operation(s) for one entry of ``mounts``."""
     destination = entry["destination"]
     if not destination.startswith("/"):
@@ -192,19 +204,29 @@ def plan_mount(view: View, entry: Spec, index: int, spaces: Namespaces,
     if kind in ("cgroup", "cgroup2"):
         from carrel.runtime import cgroupfs
         return cgroupfs.plan(view, destination, parsed, cgroup_mounts,
-                             private=spaces.has("cgroup"))
+                             private=spaces.has("cgroup"), stock=stock)
     if parsed.copy_up:
         import carrel.runtime.copyup  # noqa: F401  (the child can import nothing any more)
     late = bool(parsed.attr_set & syscalls.MOUNT_ATTR_RDONLY) and (
         kind == "tmpfs" or destination.rstrip("/") == "/dev")
-    return [mounts.Mount(view, destination, kind, entry.get("source") or "", parsed,
-                         read_only_late=late)]
+    source = entry.get("source") or ""
+    ready = -1
+    if stock is not None and not late and not parsed.copy_up:
+        ready = stock.mount(destination, kind, source, parsed)
+    return [mounts.Mount(view, destination, kind, source, parsed, read_only_late=late,
+                         ready=ready)]
+
+
+def one_usual_dev(entries: list[Spec], devices: list[tuple[str, str, int, int, int, int, int]]
+                  ) -> bool:
+    """Is there one /dev, with all of the usual devices as they usually are?"""
+    return (set(inside.default_devices()) <= set(devices)
+            and sum(_destination(entry) == "/dev" for entry in entries) == 1)
 
 
 def plan_devices(linux: Spec) -> list[tuple[str, str, int, int, int, int, int]]:
     """Default devices first; an own entry for one of them replaces it."""
-    found = {path: (path, kind, major, minor, 0o666, 0, 0)
-             for path, kind, major, minor in inside.DEFAULT_DEVICES}
+    found = {device[0]: device for device in inside.default_devices()}
     for device in linux.get("devices") or ():
         path = device["path"]
         if path.rstrip("/") in ("/dev/ptmx", "/dev/console"):

@@ -14,7 +14,7 @@ from errno import ENOENT
 from carrel.kernel import seccomp
 from carrel.kernel.fake import FakeKernel
 from carrel.oci import json
-from carrel.runtime import create, draft, report, template
+from carrel.runtime import create, draft, report, stock, template
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,8 +68,11 @@ def once(raw: bytes) -> None:
     kernel = Stage(missing=("/dev/pts", "/dev/shm", "/etc/hosts", "/proc/scsi"))
     kernel.open.update(dict.fromkeys((0, 1, 2), "/dev/null"))
     settings = create.Settings()
+    goods = stock.Stock()
+    goods.fill(kernel)
     with seccomp.pretended(json.loads(raw)["linux"]["seccomp"]):
-        plan = draft.Draft("rehearsal", _BUNDLE, "/nonexistent", settings, kernel, raw)
+        plan = draft.Draft("rehearsal", _BUNDLE, "/nonexistent", settings, kernel, raw,
+                           goods)
     plan.fits(raw, "rehearsal", _BUNDLE, "/nonexistent", False, [_LAYER], settings)
     maker = plan.finish(None, [_LAYER])
     maker.descriptors.clear()  # they exist in that kernel only

@@ -28,18 +28,24 @@ if TYPE_CHECKING:
 __all__ = ["Config", "adjust_oom_score", "leave_parent", "open_listener", "serve", "socket_path"]
 
 
-def serve(config: Config, listener: Socket, worker: Worker | None = None) -> None:
-    """Be the shim. Returns after Shutdown."""
+def prepare() -> Shim:
+    """A shim that does not know its container yet."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # a handler and not SIG_IGN: that one would be inherited by programs we start
         signal.signal(number, _ignore)
     k.prctl(k.PR_SET_CHILD_SUBREAPER, 1)
-    loop = Loop()
+    return Shim(Loop())
+
+
+def serve(config: Config, listener: Socket, worker: Worker | None = None,
+          shim: Shim | None = None) -> None:
+    """Be the shim. Returns after Shutdown."""
+    shim = shim or prepare()
     log = Log(os.path.join(config.bundle, "log"), config.id, config.debug)
-    shim = Shim(loop, listener, config.namespace, config.publish, log, worker)
+    shim.open(listener, config.namespace, config.publish, log, worker)
     write_file(os.path.join(config.bundle, "shim.pid"), str(os.getpid()))
     try:
-        loop.run()
+        shim.loop.run()
     finally:
         shim.server.close()
         try:

@@ -52,7 +52,8 @@ def _one_life() -> None:
     listener = unix()
     listener.bind("")  # an abstract name that the kernel picks; nobody is told it
     listener.listen(1)
-    shim = Shim(loop, listener, "rehearsal", "", Log("/dev/null", "rehearsal"))
+    shim = Shim(loop)
+    shim.open(listener, "rehearsal", "", Log("/dev/null", "rehearsal"))
     client = unix()
     try:
         client.connect(listener.getsockname())

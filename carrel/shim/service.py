@@ -36,21 +36,32 @@ FAREWELL_SECONDS = 3.0
 
 
 class Shim:
-    """The program's state: loop, children, events, containers (nearly always one)."""
+    """The program's state: loop, children, events, containers (nearly always one).
 
-    def __init__(self, loop: poll.Loop, listener: Socket, namespace: str, publish: str,
-                 log: Log, worker: Worker | None = None) -> None:
+    Made before it is known for whom, where there is time; :meth:`open` tells it."""
+
+    server: Server
+    log: Log
+    _publisher: Publisher
+
+    def __init__(self, loop: poll.Loop) -> None:
         self.loop = loop
-        self.namespace = namespace
-        self.log = log
+        self.namespace = ""
         self.reaper = Reaper(loop)
         self.containers: dict[str, Container] = {}
-        self._worker = worker
+        self._worker: Worker | None = None
         self._creating: set[str] = set()
-        self._publisher = Publisher(loop, publish, namespace, log.warn)
-        methods = self._methods()
-        self.server = Server(loop, listener, dict.fromkeys(SERVICES, methods))
-        loop.on_error = log.error
+        self._services = dict.fromkeys(SERVICES, self._methods())
+
+    def open(self, listener: Socket, namespace: str, publish: str, log: Log,
+             worker: Worker | None = None) -> None:
+        """Serve who connects to the listener."""
+        self.namespace = namespace
+        self.log = log
+        self._worker = worker
+        self._publisher = Publisher(self.loop, publish, namespace, log.warn)
+        self.server = Server(self.loop, listener, self._services)
+        self.loop.on_error = log.error
 
     def publish(self, name: str, event: Message) -> None:
         self._publisher.publish(name, event)

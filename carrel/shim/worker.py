@@ -20,11 +20,13 @@ import gc
 import os
 
 from carrel import errdefs
+from carrel.kernel import record
 from carrel.kernel import syscalls as k
 from carrel.oci import json
 from carrel.runtime import api, create
 from carrel.runtime.create import Settings
 from carrel.runtime.draft import Draft
+from carrel.runtime.stock import Stock
 from carrel.shim import explain
 from carrel.shim import loop as poll
 from carrel.shim.sockets import Socket, pair, receive_descriptors, send_descriptors
@@ -118,13 +120,26 @@ def _work(control: Socket, ahead: bool) -> NoReturn:
         if ahead and rehearsal:
             from carrel.runtime.rehearse import once
             once(rehearsal)
-        serve(control, kernel)
+            serve(control, kernel, make_stock(kernel))
+        else:
+            serve(control, kernel)
         code = 0
     finally:
         os._exit(code)
 
 
-def serve(control: Socket, kernel: Sibling) -> None:
+def make_stock(kernel: Sibling) -> Stock | None:
+    """What is not to be had now shows when it is really needed."""
+    goods = Stock()
+    try:
+        goods.fill(kernel)
+    except OSError:
+        goods.close()
+        return None
+    return goods
+
+
+def serve(control: Socket, kernel: Sibling, stock: Stock | None = None) -> None:
     """Do what is asked until the shim needs nothing more."""
     made: api.Container | None = None
     draft: Draft | None = None
@@ -133,7 +148,7 @@ def serve(control: Socket, kernel: Sibling) -> None:
         if not packet:
             return
         if packet[:1] == b"\0":
-            draft = foresee(packet[1:], kernel)
+            draft = foresee(packet[1:], kernel, stock)
             continue
         try:
             request = json.loads(packet)
@@ -166,7 +181,7 @@ def state_root(root: str, namespace: str, bundle: str) -> str:
     return os.path.join(root, namespace)
 
 
-def foresee(packet: bytes, kernel: Sibling) -> Draft | None:
+def foresee(packet: bytes, kernel: Sibling, stock: Stock | None) -> Draft | None:
     """Plan what the request for a shim lets expect. What is wrong with it, or
     different in the end, the creation itself will find."""
     try:
@@ -176,8 +191,10 @@ def foresee(packet: bytes, kernel: Sibling) -> Draft | None:
         if needs_parent(config):
             return None
         explain.begin(config)
+        if record.active is not None:
+            stock = None  # an explanation shows all that a start takes
         root = state_root("", request["namespace"], bundle)
-        return Draft(request["id"], bundle, root, Settings(), kernel, config)
+        return Draft(request["id"], bundle, root, Settings(), kernel, config, stock)
     except Exception:
         return None
 

@@ -32,6 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from carrel.shim.service import Shim
+
 CONTROL_FD = 3
 PACKET_MAX = 65536
 #: how many shims wait while starts follow each other, and how long nothing must have happened
@@ -199,8 +201,10 @@ def child(control: Socket, packet: bytes, own: Socket | None) -> NoReturn:
         daemon.leave_parent(control.fileno(), *([own.fileno()] if own is not None else []))
         daemon.adjust_oom_score()
         helper: Worker | None = None
+        shim: Shim | None = None
         if own is not None:
             helper = Worker(ahead=True)
+            shim = daemon.prepare()
             packet = own.recv(PACKET_MAX)
             if packet:
                 helper.foresee(packet)
@@ -213,7 +217,7 @@ def child(control: Socket, packet: bytes, own: Socket | None) -> NoReturn:
                 pass  # the zygote is gone; the shim lives
             own.close()
         if started is not None:
-            daemon.serve(*started, helper or Worker())
+            daemon.serve(*started, helper or Worker(), shim)
         code = 0
     finally:
         os._exit(code)
