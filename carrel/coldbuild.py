@@ -42,6 +42,13 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], ...]] = {
         *_CGROUPS,
         ("carrel.shim.cleanup",),
     ),
+    "carrel": (
+        ("carrel.cli.main", "carrel.cli.client", "carrel.cli.tables", "carrel.cli.terminal"),
+        *((f"carrel.cli.cmd_{name}",) for name in (
+            "ps", "run", "exec", "start", "containers", "images", "logs", "inspect")),
+        ("carrel.cli.units",),
+        ("carrel.cli.gotemplate",),
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -160,6 +161,8 @@ def _run(app: App, command: Command, key: str, words: list[str]) -> int:
 
 def _call(function: Callable[[App, Options, list[str]], int | None], app: App, options: Options,
           args: list[str]) -> int:
+    gc.freeze()  # what was imported stays; the launcher had the collector off for it
+    gc.enable()
     try:
         code = function(app, options, args)
     finally:
