@@ -14,6 +14,7 @@ from carrel.engine import (
     mountspec,
     names,
     netglue,
+    prepare,
     refused,
     schema,
     tasks,
@@ -205,6 +206,7 @@ async def _make(manager: Manager, name: str, record: Record,
         undo.pop_all()
     manager.add(container)
     ctx.events.publish("container", "create", record.id, container.attributes())
+    prepare.begin(manager, container)
     return container
 
 

@@ -55,7 +55,8 @@ class Manager:
             self._names[record.name] = ident
 
     def save(self, container: Container) -> None:
-        """One commit (or part of the caller's)."""
+        """One commit (or part of the caller's). What was prepared for a start may be wrong now."""
+        container.prepared = None
         if not container.removed:
             self.ctx.store.put(KIND, container.id, container.record)
 
@@ -212,12 +213,12 @@ class Manager:
                 raise errdefs.Conflict(
                     f"cannot join IPC of container {mode[10:]}: non-shareable IPC "
                     "(hint: use IpcMode:shareable for the donor container)")
-            return self._shm_folder(other.id)
+            return self.shm_folder(other.id)
         if mode != "shareable":
             return ""
         from carrel.kernel import syscalls
 
-        folder = self._shm_folder(container.id)
+        folder = self.shm_folder(container.id)
         os.makedirs(folder, mode=0o711, exist_ok=True)
         if not os.path.ismount(folder):
             syscalls.mount("shm", folder, "tmpfs", 0x2 | 0x4 | 0x8,
@@ -225,7 +226,7 @@ class Manager:
         undo.callback(self.drop_shm, container)
         return folder
 
-    def _shm_folder(self, ident: str) -> str:
+    def shm_folder(self, ident: str) -> str:
         return f"{self.ctx.config.exec_root}/shm/{ident}"
 
     def drop_shm(self, container: Container) -> None:
@@ -233,7 +234,7 @@ class Manager:
             return
         from carrel.kernel import syscalls
 
-        folder = self._shm_folder(container.id)
+        folder = self.shm_folder(container.id)
         with contextlib.suppress(OSError):
             syscalls.umount2(folder, 2)
         with contextlib.suppress(OSError):

@@ -12,6 +12,7 @@ from carrel.engine import timefmt
 
 if TYPE_CHECKING:
     from carrel.engine.health import Monitor
+    from carrel.engine.prepare import Prepared
     from carrel.engine.stdio import Stdio
     from carrel.engine.streams import Session
 
@@ -103,6 +104,8 @@ class Container:
         self.mounts_cache: list[Any] | None = None     # rootfs mounts of the snapshot
         self.preparing: asyncio.Future[list[Any]] | None = None  # the snapshot, being made
         self.spec_written = b""                        # what the container record holds
+        self.prepared: Prepared | None = None          # for a start at once; a change drops it
+        self.recording: asyncio.Future[Any] | None = None  # the record, being written ahead
         self.task_dirty = False                        # a task exists and must be deleted
         self.waiters: dict[str, list[asyncio.Future[tuple[int, str]]]] = {}
         self.pending: list[Session] = []               # attached before the start

@@ -93,7 +93,7 @@ def bindings(container: Container) -> tuple[PortBinding, ...]:
     return tuple(result)
 
 
-def sandbox_spec(manager: Manager, container: Container) -> SandboxSpec:
+def sandbox_spec(manager: Manager, container: Container, key: str = "") -> SandboxSpec:
     """What this container's network should be, from its record."""
     host, config = container.host, container.record.config
     mode = mode_of(host)
@@ -108,7 +108,7 @@ def sandbox_spec(manager: Manager, container: Container) -> SandboxSpec:
             endpoints = (_with_links(endpoints[0], host["Links"]), *endpoints[1:])
         ports = bindings(container)
     return SandboxSpec(
-        id=container.id, name=container.name, hostname=config.get("Hostname") or "",
+        id=container.id, key=key, name=container.name, hostname=config.get("Hostname") or "",
         domainname=config.get("Domainname") or "", mode=mode, endpoints=endpoints, ports=ports,
         extra_hosts=tuple(host["ExtraHosts"] or ()), dns=tuple(host["Dns"] or ()),
         dns_search=tuple(host["DnsSearch"] or ()), dns_options=tuple(host["DnsOptions"] or ()))

@@ -87,8 +87,9 @@ def _announce(manager: Manager, container: Container) -> None:
 async def _clean(manager: Manager, container: Container, volumes: list[str]) -> None:
     had_task = container.cleanup is None  # otherwise the end of the run deleted it
     await finish.settled(container)
-    if container.preparing:
-        await asyncio.gather(container.preparing, return_exceptions=True)
+    for work in (container.preparing, container.recording):
+        if work is not None:
+            await asyncio.wait([work])
     await clean_disk(manager, container.id, volumes, task=had_task)
 
 

@@ -91,6 +91,7 @@ class _Area:
         wanted: dict[str, Any] = {
             "op": "unpack", "path": path, "name": request.match_info["id"],
             "keep_types": jsonio.flag(request, "noOverwriteDirNonDir")}
+        container.prepared = None  # whose users may be others now
         user = container.config.get("User") or ""
         if user and jsonio.flag(request, "copyUIDGID"):  # without a user: as in the archive
             who = await specbuild.resolve_user(self.manager, container, user)

@@ -20,6 +20,7 @@ from carrel.engine import (
     layers,
     logopts,
     netglue,
+    prepare,
     specbuild,
     texts,
     timefmt,
@@ -82,15 +83,19 @@ def _watch_health(manager: Manager, container: Container) -> None:
 
 
 async def _start(manager: Manager, container: Container, undo: contextlib.AsyncExitStack) -> int:
+    prepared = await prepare.take(container)
     mounts = await manager.snapshot_mounts(container)
-    sandbox = await _sandbox(manager, container, undo)
+    sandbox = await _sandbox(manager, container, undo, prepared.key if prepared else "")
     files = write_files(manager, container, sandbox)
     sources = await _volume_sources(manager, container, undo)
     if not container.record.populated:
         await _populate(manager, container, mounts, sources)
     shm = manager.shm_source(container, undo)
-    spec = specbuild.encode(await specbuild.build(manager, container, sandbox, files, sources,
-                                                  shm))
+    if prepared and prepared.inputs == (sandbox.netns_path, files, sources, shm):
+        spec = prepared.spec
+    else:
+        spec = specbuild.encode(await specbuild.build(manager, container, sandbox, files,
+                                                      sources, shm))
     if container.spec_written != spec:
         await manager.tasks.create_record(container.id, container.image_ref,
                                           container.record.runtime, spec)
@@ -199,9 +204,9 @@ def _failed(manager: Manager, container: Container, error: BaseException) -> Non
 # --- pieces -------------------------------------------------------------------
 
 
-async def _sandbox(manager: Manager, container: Container, undo: contextlib.AsyncExitStack
-                   ) -> Sandbox | None:
-    spec = netglue.sandbox_spec(manager, container)
+async def _sandbox(manager: Manager, container: Container, undo: contextlib.AsyncExitStack,
+                   key: str) -> Sandbox:
+    spec = netglue.sandbox_spec(manager, container, key)
     if container.record.config.get("NetworkDisabled"):
         import msgspec
 
@@ -215,8 +220,7 @@ async def _sandbox(manager: Manager, container: Container, undo: contextlib.Asyn
     return sandbox
 
 
-def write_files(manager: Manager, container: Container, sandbox: Sandbox | None
-                ) -> dict[str, str]:
+def write_files(manager: Manager, container: Container, sandbox: Sandbox) -> dict[str, str]:
     """hosts, resolv.conf and hostname, as files of the engine; path inside -> outside."""
     folder = manager.files_folder(container)
     os.makedirs(folder, mode=0o711, exist_ok=True)
@@ -228,8 +232,8 @@ def write_files(manager: Manager, container: Container, sandbox: Sandbox | None
         return {f"/etc/{n}": f"{base}/{n}" for n in ("hosts", "resolv.conf", "hostname")
                 if os.path.exists(f"{base}/{n}")}
     hostname = container.record.config.get("Hostname") or ""
-    contents = {"hostname": f"{hostname}\n", "hosts": sandbox.hosts if sandbox else "",
-                "resolv.conf": sandbox.resolv_conf if sandbox else ""}
+    contents = {"hostname": f"{hostname}\n", "hosts": sandbox.hosts,
+                "resolv.conf": sandbox.resolv_conf}
     result = {}
     for name, text in contents.items():
         path = f"{folder}/{name}"

@@ -132,6 +132,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     hostname: str = ""
     domainname: str = ""
+    #: of the sandbox, 64 hex digits; made up when empty
+    key: str = ""
     #: "" (own namespace), "host", "none" or "container:<id of a container with a sandbox>"
     mode: str = ""
     #: one for each network; the first is the one of --network
@@ -231,6 +233,9 @@ class Controller(Protocol):
 
     def on_network(self, network_id: str) -> list[tuple[Sandbox, Endpoint]]:
         """The sandboxes that are on a network now, with their places there."""
+
+    def namespace_path(self, key: str) -> str:
+        """Where the namespace of a sandbox with that key will be bound."""
 
     async def create_sandbox(self, spec: SandboxSpec) -> Sandbox: ...
 

@@ -381,6 +381,9 @@ class Controller:
 
     # -- sandboxes --------------------------------------------------------------------------
 
+    def namespace_path(self, key: str) -> str:
+        return self._sandboxes.namespace_path(key)
+
     async def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
         try:
             return await self._sandboxes.create(spec)

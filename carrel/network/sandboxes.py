@@ -95,6 +95,10 @@ class Sandboxes:
     def networks_of(self, places: dict[str, Endpoint]) -> dict[str, Network]:
         return {i: self.networks.find(i) for i in places}
 
+    def namespace_path(self, key: str) -> str:
+        """Where the namespace of a sandbox with that key is bound."""
+        return f"{self.netns_folder}/{key[:12]}"
+
     # -- creation ---------------------------------------------------------------------------
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
@@ -125,8 +129,8 @@ class Sandboxes:
         return sandbox
 
     async def _create(self, spec: SandboxSpec, undo: contextlib.ExitStack) -> Live:
-        key = secrets.token_hex(32)
-        path = f"{self.netns_folder}/{key[:12]}"
+        key = spec.key or secrets.token_hex(32)
+        path = self.namespace_path(key)
         self.host = files.host_resolver()
         places: dict[str, Endpoint] = {}
         for wanted in spec.endpoints:
