@@ -26,8 +26,9 @@ from tests.containerd.harness import (
     subscription,
     wait_for,
 )
-from tests.containerd.test_tasks import CGROUP, cgroups_are_plain, path_with, remove_cgroups
+from tests.containerd.test_tasks import CGROUP, path_with, remove_cgroups
 from tests.images import busybox_archive
+from tests.leakcheck import cgroups_are_plain
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 

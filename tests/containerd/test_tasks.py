@@ -39,7 +39,7 @@ from tests.containerd.harness import (
     refused,
     subscription,
 )
-from tests.leakcheck import cgroup_parent
+from tests.leakcheck import cgroup_parent, cgroups_are_plain
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
@@ -304,16 +304,6 @@ async def test_clean_stop_leaves_containers_running(server: Daemon, rootfs: Path
         await kill(clients, "c")
         await eventually(lambda: stopped(clients, "c"))
         assert await remove(clients, "c") == 137
-
-
-def cgroups_are_plain() -> bool:
-    """containerd's shim reads no metrics where a v1 hierarchy exists but is not mounted."""
-    with open("/proc/self/cgroup", encoding="ascii") as file:
-        hierarchies = {name for line in file for name in line.split(":")[1].split(",") if name}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-        mounted = {option for line in file if " - cgroup " in line
-                   for option in line.split()[-1].split(",")}
-    return hierarchies <= mounted
 
 
 def shim_of(pid: int) -> int:

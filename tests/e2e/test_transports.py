@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import DOCKER_NEW
-from tests.e2e.engine import Cli, Stack
+from tests.e2e.engine import Cli, OverContainerd, Stack
+from tests.leakcheck import cgroups_are_plain
 
 pytestmark = pytest.mark.transports
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
@@ -36,7 +37,12 @@ def test_run_and_its_streams(docker: Cli) -> None:
     assert docker.ok("run", "--rm", "-t", "busybox", "tty").strip() == "/dev/pts/0"
 
 
-def test_logs_exec_and_the_end(docker: Cli) -> None:
+def measured(stack: Stack) -> bool:
+    """Does the shim of this stack know of its container's cgroup?"""
+    return cgroups_are_plain() or not isinstance(stack, OverContainerd)
+
+
+def test_logs_exec_and_the_end(stack: Stack, docker: Cli) -> None:
     docker.ok("run", "-d", "--name", "d1", "busybox", "sh", "-c",
               "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done")
     until(lambda: docker.ok("logs", "d1") == "ready\n")
@@ -48,8 +54,9 @@ def test_logs_exec_and_the_end(docker: Cli) -> None:
     docker.ok("pause", "d1")
     assert docker.inspect("d1")["State"]["Status"] == "paused"
     docker.ok("unpause", "d1")
-    stats = json.loads(docker.ok("stats", "--no-stream", "--format", "{{json .}}", "d1"))
-    assert int(stats["PIDs"]) >= 1
+    if measured(stack):
+        stats = json.loads(docker.ok("stats", "--no-stream", "--format", "{{json .}}", "d1"))
+        assert int(stats["PIDs"]) >= 1
     docker.ok("update", "--memory", "64m", "--memory-swap", "64m", "d1")
     docker.ok("stop", "d1")
     assert docker.inspect("d1")["State"]["ExitCode"] == 5
@@ -95,11 +102,12 @@ def test_network(docker: Cli) -> None:
     docker.ok("network", "rm", "n1")
 
 
-def test_limits(docker: Cli) -> None:
+def test_limits(stack: Stack, docker: Cli) -> None:
     done = docker.run("run", "--name", "eater", "-m", "16m", "--memory-swap", "16m", "busybox",
                       "sh", "-c", "x=$(head -c 64000000 /dev/zero | tr '\\0' a)")
     assert done.code == 137
-    assert docker.inspect("eater")["State"]["OOMKilled"] is True
+    if measured(stack):     # the event may come behind the exit's
+        until(lambda: docker.inspect("eater")["State"]["OOMKilled"] is True)
     out = docker.ok("run", "--rm", "--read-only", "--cap-drop", "ALL", "--pids-limit", "50",
                     "-u", "1000:1000", "busybox", "sh", "-c",
                     "id -u; grep CapBnd /proc/self/status | cut -f2; grep Seccomp: "

@@ -27,7 +27,7 @@ def _peers(suite: str) -> Path:
 
 
 class Containerd:
-    """One containerd on folders of its own."""
+    """One containerd on folders of its own, with its own shim and ours."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="cd-", dir="/run"))
@@ -40,6 +40,8 @@ class Containerd:
         for program in ("containerd", "containerd-shim-runc-v2"):
             os.symlink(peers / "usr/bin" / program, bin_folder / program)
         os.symlink(old / "usr/sbin/runc", bin_folder / "runc")
+        ours = "containerd-shim-carrel-v1"
+        os.symlink(ROOT / ".venv" / "bin" / ours, bin_folder / ours)
         config = tmp_path / "containerd.toml"
         config.write_text(
             f'version = 3\nroot = "{self.root}"\nstate = "{self.folder}/state"\n'

@@ -1,4 +1,5 @@
-"""carreld over a real containerd and runc: the same engine, by protocol only."""
+"""carreld over a real containerd, with runc's shim and with ours: the same engine, by protocol
+only."""
 
 from __future__ import annotations
 
@@ -15,16 +16,28 @@ import pytest
 
 from tests.engine.foreign import Containerd
 from tests.engine.stack import IMAGE, Stack, clean, start_stack
+from tests.leakcheck import cgroups_are_plain
 
 pytestmark = [pytest.mark.root, pytest.mark.peers]
 
 
+@pytest.fixture(scope="module", params=["runc", "carrel"])
+def runtime(request: pytest.FixtureRequest) -> str:
+    """io.containerd.runc.v2 with runc, which is the default; io.containerd.carrel.v1, which
+    that containerd starts cold."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def foreign(tmp_path_factory: pytest.TempPathFactory, runtime: str) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("foreign")
     layer = Containerd(folder)
     try:
-        stack = start_stack(folder, containerd=layer.sock, live_restore=True)
+        if runtime == "runc":   # and nothing said
+            stack = start_stack(folder, containerd=layer.sock, live_restore=True)
+        else:
+            stack = start_stack(folder, containerd=layer.sock, live_restore=True,
+                                default_runtime=runtime)
         try:
             yield stack
         finally:
@@ -41,9 +54,9 @@ def stack(foreign: Stack) -> Iterator[Stack]:
         foreign.docker("rm", "-f", "-v", *ids)
 
 
-def test_load_and_save(stack: Stack, tmp_path: Path) -> None:
+def test_load_and_save(stack: Stack, runtime: str, tmp_path: Path) -> None:
     assert stack.out("images", "--format", "{{.Repository}}:{{.Tag}}") == IMAGE
-    assert stack.out("info", "-f", "{{.DefaultRuntime}}") == "runc"
+    assert stack.out("info", "-f", "{{.DefaultRuntime}}") == runtime
     path = tmp_path / "saved.tar"
     stack.docker("save", "-o", str(path), IMAGE)
     with tarfile.open(path) as archive:
@@ -84,6 +97,34 @@ def test_run_exec_logs(stack: Stack) -> None:
     assert stack.out("inspect", "-f", "{{.State.ExitCode}}", "box") == "137"
     stack.docker("start", "box")
     assert stack.out("exec", "box", "echo", "again") == "again"
+
+
+def test_terminal_limits_and_health(stack: Stack, runtime: str) -> None:
+    assert stack.out("run", "--rm", "-t", IMAGE, "tty") == "/dev/pts/0"
+    done = stack.docker("run", "--name", "eater", "-m", "16m", "--memory-swap", "16m", IMAGE,
+                        "sh", "-c", "x=$(head -c 64000000 /dev/zero | tr '\\0' a)", check=False)
+    assert done.returncode == 137
+    measured = runtime == "carrel" or cgroups_are_plain()
+    if measured:    # the event may come behind the exit's
+        _until(lambda: stack.out("inspect", "-f", "{{.State.OOMKilled}}", "eater") == "true")
+    stack.docker("run", "-d", "--name", "well", "--health-cmd", "true", "--health-interval",
+                 "100ms", "-p", "127.0.0.1::80", IMAGE, "sleep", "1000")
+    _until(lambda: stack.out("inspect", "-f", "{{.State.Health.Status}}", "well") == "healthy")
+    assert "sleep 1000" in stack.out("top", "well")
+    if measured:
+        assert stack.out("stats", "--no-stream", "--format", "{{.PIDs}}", "well") == "1"
+    stack.docker("update", "--memory", "64m", "--memory-swap", "64m", "well")
+    stack.docker("run", "-d", "--name", "again", "--restart", "on-failure:2", IMAGE, "false")
+    _until(lambda: stack.out("inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "again")
+           == "2 exited")
+
+
+def test_whose_shim_it_is(stack: Stack, runtime: str) -> None:
+    pid = stack.out("run", "-d", IMAGE, "sleep", "1000")
+    pid = stack.out("inspect", "-f", "{{.State.Pid}}", pid)
+    parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
+    shim = Path(f"/proc/{parent}/cmdline").read_bytes()
+    assert f"containerd-shim-{'runc-v2' if runtime == 'runc' else 'carrel-v1'}".encode() in shim
 
 
 def _until(condition: Callable[[], bool]) -> None:
