@@ -66,12 +66,15 @@ def make_directory(kernel: Any, root_fd: int, path: str, mode: int = 0o755) -> i
             kernel.close(fd)
             raise NotADirectoryError(ENOTDIR, "Not a directory", path)
         return fd
-    return _create(kernel, root_fd, path, mode, directory=True)
+    fd = _create_beside(kernel, root_fd, path, mode, directory=True)
+    return fd if fd >= 0 else _create(kernel, root_fd, path, mode, directory=True)
 
 
 def make_file(kernel: Any, root_fd: int, path: str, mode: int = 0o755) -> int:
-    """O_PATH descriptor of the file ``path``, made empty (with parents) where missing."""
+    """A descriptor of the file ``path`` (to mount on), made empty (with parents) where missing."""
     fd = find_in_root(kernel, root_fd, path)
+    if fd < 0:
+        fd = _create_beside(kernel, root_fd, path, mode, directory=False)
     return fd if fd >= 0 else _create(kernel, root_fd, path, mode, directory=False)
 
 
@@ -81,6 +84,27 @@ def make_parent(kernel: Any, root_fd: int, path: str) -> tuple[int, str]:
     if name in ("", ".", ".."):
         raise OSError(EINVAL, "Invalid path", path)
     return make_directory(kernel, root_fd, parent or "/"), name
+
+
+def _create_beside(kernel: Any, root_fd: int, path: str, mode: int, *, directory: bool) -> int:
+    """The usual case in few steps: only the last component is missing. -1 when it is not so,
+    also where a symlink stands in its place: neither call follows one."""
+    above, _, name = path.rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
+        return -1
+    parent = find_in_root(kernel, root_fd, above)
+    if parent < 0:
+        return -1
+    try:
+        if directory:
+            kernel.mkdirat(parent, name, mode)
+            return int(kernel.openat(parent, name, _PATH | os.O_DIRECTORY | os.O_NOFOLLOW))
+        return int(kernel.openat(parent, name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+                                 | os.O_WRONLY, mode))
+    except OSError:
+        return -1  # the slow way finds out what it is, and tells
+    finally:
+        kernel.close(parent)
 
 
 def _create(kernel: Any, root_fd: int, path: str, mode: int, *, directory: bool) -> int:

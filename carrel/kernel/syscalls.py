@@ -162,6 +162,14 @@ _umount2 = function("umount2", c_char_p, c_int)
 _unshare = function("unshare", c_int)
 _statfs = function("fstatfs", c_int, c_void_p)
 
+# Made once: to make an array type takes longer than most calls, and these are needed in
+# children whose every written page is copied first. (No two threads use them at once.)
+_statfs_buffer = (c_long * 32)()
+_cwd_buffer = ctypes.create_string_buffer(4096)
+_CAP_HEADER = ctypes.c_uint32 * 2
+_CAP_DATA = ctypes.c_uint32 * 6
+_ONE_GROUP = ctypes.c_uint32 * 1
+
 
 # ---- mounts ---------------------------------------------------------------
 
@@ -219,9 +227,8 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 def fstatfs_type(fd: int) -> int:
     """The ``f_type`` of the file system behind ``fd``."""
-    buffer = (c_long * 32)()
-    _statfs(fd, buffer)
-    return buffer[0]
+    _statfs(fd, _statfs_buffer)
+    return _statfs_buffer[0]
 
 
 # ---- paths ----------------------------------------------------------------
@@ -311,9 +318,8 @@ def close(fd: int) -> None:
 
 def getcwd() -> str:
     """The kernel's own answer: ``(unreachable)/...`` when outside the root."""
-    buffer = ctypes.create_string_buffer(4096)
-    _getcwd(buffer, 4096)
-    return os.fsdecode(buffer.value)
+    _getcwd(_cwd_buffer, 4096)
+    return os.fsdecode(_cwd_buffer.value)
 
 
 def _recorded(name: str, args: tuple[object, ...], call: Any, *values: Any, **named: Any) -> Any:
@@ -391,9 +397,9 @@ def _vector(strings: list[bytes]) -> Any:
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    header = _CAP_HEADER(0x20080522, 0)
     low, high = 0xFFFFFFFF, 32
-    data = (ctypes.c_uint32 * 6)(
+    data = _CAP_DATA(
         effective & low, permitted & low, inheritable & low,
         effective >> high, permitted >> high, inheritable >> high)
     _capset(header, data)

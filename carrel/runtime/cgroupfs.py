@@ -90,9 +90,24 @@ class MountCgroups(MountOperation):
         kernel.close(top)
         kernel.close(target)
 
+    def bind_all(self, kernel: Any) -> list[int]:
+        """For a parent with time: the mounts that the child would make itself."""
+        if not self.entries or self.entries[0]["type"] != "cgroup" or self.view.foreign_sources:
+            return []
+        trees: list[int] = []
+        try:
+            for entry in self.entries:
+                trees.append(self._bound(kernel, entry, self.options.attr_set))
+        except BaseException:
+            for fd in trees:
+                os.close(fd)
+            raise
+        return trees
+
     def _below(self, kernel: Any, top: int, entry: dict[str, Any], attributes: int) -> None:
         name = entry["destination"]
-        tree = self._hierarchy(kernel, entry, attributes)
+        trees = self.view.cgroup_trees
+        tree = trees.pop(0) if trees else self._hierarchy(kernel, entry, attributes)
         where = kernel.openat(top, name, syscalls.O_PATH)
         kernel.move_mount(tree, where, f"{self.destination}/{name}")
         kernel.close(where)
@@ -119,8 +134,12 @@ class MountCgroups(MountOperation):
     def _bound(self, kernel: Any, entry: dict[str, Any], attributes: int) -> int:
         tree = int(kernel.open_tree(syscalls.AT_FDCWD, entry["source"],
                                     syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE))
-        assert S_ISDIR(kernel.fstat(tree).st_mode)
-        kernel.mount_setattr(tree, 0, attributes)
+        try:
+            assert S_ISDIR(kernel.fstat(tree).st_mode)
+            kernel.mount_setattr(tree, 0, attributes)
+        except BaseException:
+            kernel.close(tree)
+            raise
         return tree
 
     def shell(self) -> str:

@@ -38,7 +38,7 @@ class Child:
     __slots__ = ("after_go", "argv", "before", "born_in_cgroup", "cgroup", "clone_again",
                  "early", "env", "fifo_fd", "filtered", "install_filter",
                  "install_listener", "joins", "joins_late", "keep_fds",
-                 "kernel", "preserve_fds", "stdio", "terminal", "unshare_flags", "view",
+                 "kernel", "preserve_fds", "signals", "stdio", "terminal", "unshare_flags", "view",
                  "wait_for_maps")
 
     def __init__(self, view: View, kernel: Any) -> None:
@@ -62,6 +62,7 @@ class Child:
         self.keep_fds: list[int] = []
         self.preserve_fds = 0
         self.wait_for_maps = False
+        self.signals = handled_signals()
         self.install_filter: Any = None
         self.install_listener: Any = None      # instead, where the filter asks an agent
 
@@ -142,7 +143,7 @@ class Execute(Operation):
 
 def _prepare(child: Child, report: Report) -> None:
     kernel, view = child.kernel, child.view
-    reset_signals()
+    reset_signals(child.signals)
     _place_stdio(child)
     record.current_step = "descriptors"
     close_all_but(kernel, [report.fd, view.null_fd, child.fifo_fd, *child.keep_fds,
@@ -183,19 +184,19 @@ def become_root(kernel: Any) -> None:
     kernel.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
 
-def reset_signals() -> None:
+def handled_signals() -> list[int]:
+    """Those that are not as a new program expects them."""
+    return [number for number in range(1, 65) if number not in (9, 19)
+            and _signal.getsignal(number) not in (_signal.SIG_DFL, None)]
+
+
+def reset_signals(handled: list[int]) -> None:
     """Python ignores SIGPIPE and SIGXFSZ and handles SIGINT; posix_spawn(3) leaves the two
     signals that glibc uses itself ignored.  A payload must not inherit any of it."""
-    for number in range(1, 32):
-        if number in (9, 19):
-            continue
-        if _signal.getsignal(number) != _signal.SIG_DFL:
-            _signal.signal(number, _signal.SIG_DFL)
+    for number in handled:
+        _signal.signal(number, _signal.SIG_DFL)
     for number in (32, 33):
         syscalls.rt_sigaction_default(number)
-    for number in range(34, 65):
-        if _signal.getsignal(number) not in (_signal.SIG_DFL, None):
-            _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
 
 

@@ -66,21 +66,23 @@ class JoinCgroups(Operation):
     """Move into the cgroups that the parent makes meanwhile, before anything that shows or
     limits them, and before anything of the container runs."""
 
-    __slots__ = ("path", "unshare_flags", "view")
+    __slots__ = ("child", "path")
     step = "cgroup"
 
-    def __init__(self, view: View, path: str, unshare_flags: int) -> None:
-        self.view, self.path, self.unshare_flags = view, path, unshare_flags
+    def __init__(self, child: Child, path: str) -> None:
+        self.child, self.path = child, path
 
     def describe(self) -> str:
         return f"join the cgroup {self.path}"
 
     def execute(self, kernel: Any) -> None:
-        for fd in self.view.report.wait_for_cgroups():
+        child = self.child
+        child.fifo_fd, files, child.view.cgroup_trees = child.view.report.wait_for_cgroups()
+        for fd in files:
             kernel.write(fd, b"0")
-            kernel.close(fd)
-        if self.unshare_flags:
-            kernel.unshare(self.unshare_flags)
+            os.close(fd)
+        if child.unshare_flags:
+            kernel.unshare(child.unshare_flags)
 
 
 def joins_late(maker: Maker) -> bool:
@@ -118,7 +120,9 @@ def fill(maker: Maker, process: Spec, rootfs_mounts: list[Spec] | None) -> None:
         child.joins_late = True
         place = next((n for n, one in enumerate(first) if isinstance(one, MountCgroups)),
                      len(first))
-        first.insert(place, JoinCgroups(view, maker.launch.cgroup.path, child.unshare_flags))
+        if place < len(first):
+            maker.launch.cgroup_mount = first[place]
+        first.insert(place, JoinCgroups(child, maker.launch.cgroup.path))
     plan.extend(first)
     if all_hooks.get("prestart") or all_hooks.get("createRuntime"):
         plan.append(AwaitHostHooks(view))

@@ -198,12 +198,13 @@ class Maker:
         inside.kcore_exists()
         resources = linux.get("resources")
         start.cgroup.expect(resources)
+        clone = launch.StartProcess(start, self.spaces.at_clone)
+        late = (clone, launch.MakeFifo(start), launch.FinishCgroup(start, resources))
         return [
-            launch.MakeStateFolder(start, raw),
+            launch.MakeStateFolder(start),
             launch.MakeCgroup(start, resources),
-            launch.MakeFifo(start),
-            launch.StartProcess(start, self.spaces.at_clone),
-            *([launch.FinishCgroup(start, resources)] if child.joins_late else ()),
+            *(late if child.joins_late else (launch.MakeFifo(start), clone)),
+            launch.KeepConfig(start, raw),
         ]
 
     def _keep(self, fd: int) -> int:

@@ -67,8 +67,8 @@ def run(hook: dict[str, Any], index: int, point: str, state: bytes,
 def _become(path: bytes, argv: list[bytes], env: list[bytes], stdin: int, sink: int) -> None:
     try:
         from carrel.kernel import syscalls
-        from carrel.runtime.child import reset_signals
-        reset_signals()
+        from carrel.runtime.child import handled_signals, reset_signals
+        reset_signals(handled_signals())
         if stdin < 3 or sink < 3:
             os._exit(126)  # 0, 1 and 2 are always open in our programs
         os.dup2(stdin, 0)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Launch:
     """What the operations of one launch share."""
 
-    __slots__ = ("cgroup", "cgroup_made", "child", "fifo_path", "folder", "id", "pid",
-                 "pid_namespace", "pidfd", "root", "socket")
+    __slots__ = ("cgroup", "cgroup_made", "cgroup_mount", "child", "fifo_path", "folder",
+                 "id", "pid", "pid_namespace", "pidfd", "root", "socket")
 
     def __init__(self, id: str, root: str) -> None:
         self.id = id
@@ -43,17 +43,19 @@ class Launch:
         self.pidfd = -1
         self.cgroup: Any = None
         self.cgroup_made = False
+        #: the child's operation that mounts cgroups, where they are made late
+        self.cgroup_mount: Any = None
         self.child: Child | None = None
         self.socket: Socket | None = None
         self.pid_namespace = -1  # one to be born into, or -1
 
 
 class MakeStateFolder(Operation):
-    __slots__ = ("config", "launch")
+    __slots__ = ("launch",)
     step = "state"
 
-    def __init__(self, launch: Launch, config: bytes) -> None:
-        self.launch, self.config = launch, config
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
 
     def describe(self) -> str:
         return f"make state folder {self.launch.folder}"
@@ -66,14 +68,25 @@ class MakeStateFolder(Operation):
         except FileNotFoundError:
             os.makedirs(self.launch.root, mode=0o711, exist_ok=True)
             kernel.mkdir(self.launch.folder, 0o700)
-        try:
-            state.write(self.launch.folder, state.CONFIG, self.config)
-        except BaseException:
-            self.undo(kernel)
-            raise
 
     def undo(self, kernel: Any) -> None:
         state.remove(self.launch.root, self.launch.id)
+
+
+class KeepConfig(Operation):
+    """The configuration that the container is made from; it goes with the folder."""
+
+    __slots__ = ("config", "launch")
+    step = "state"
+
+    def __init__(self, launch: Launch, config: bytes) -> None:
+        self.launch, self.config = launch, config
+
+    def describe(self) -> str:
+        return f"write {self.launch.folder}/{state.CONFIG}"
+
+    def execute(self, kernel: Any) -> None:
+        state.write(self.launch.folder, state.CONFIG, self.config)
 
 
 class MakeCgroup(Operation):
@@ -129,15 +142,21 @@ class FinishCgroup(Operation):
 
     def execute(self, kernel: Any) -> None:
         launch = self.launch
-        assert launch.socket is not None
+        assert launch.socket is not None and launch.child is not None
         launch.cgroup.create(self.resources)
         launch.cgroup_made = True
+        files = launch.cgroup.late_fds
+        trees = launch.cgroup_mount.bind_all(kernel) if launch.cgroup_mount is not None else []
         try:
-            terminal.send_descriptors(launch.socket, b"C", launch.cgroup.late_fds)
+            terminal.send_descriptors(launch.socket, b"C%d" % len(files),
+                                      [launch.child.fifo_fd, *files, *trees])
         except OSError as error:
             if error.errno not in (EPIPE, ECONNRESET):
                 raise
             # the child has failed: what it told is there to be read
+        finally:
+            for fd in trees:
+                os.close(fd)
 
 
 class MakeFifo(Operation):

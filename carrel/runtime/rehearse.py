@@ -9,9 +9,10 @@ when the request is there).
 
 from __future__ import annotations
 
+import os
 from errno import ENOENT
 
-from carrel.kernel import seccomp
+from carrel.kernel import seccomp, terminal
 from carrel.kernel.fake import FakeKernel
 from carrel.oci import json
 from carrel.runtime import create, draft, report, stock, template
@@ -79,10 +80,12 @@ def once(raw: bytes) -> None:
     child = maker.child
     ours, theirs = report.pair()
     try:
-        ours.send(b"C")
+        terminal.send_descriptors(ours, b"C0", [ours.fileno()])  # that stands for a fifo
         child.view.report = report.Report(theirs)
         for operation in (*child.before, *child.after_go):
             operation.execute(kernel)
     finally:
+        if child.fifo_fd >= 0:
+            os.close(child.fifo_fd)
         ours.close()
         theirs.close()

@@ -11,7 +11,8 @@
                       N number                                   take my seccomp listener
                       L rows                                     rows of the record
                       R                                          ready, waiting for start
-    parent -> child   C   (+ descriptors)                        your cgroups; unasked, once
+    parent -> child   C n (+ descriptors)                        the fifo, n cgroups' files to join
+                                                                 by, their mounts; unasked, once
                       G [pid]                                    go on
                   G (+ one descriptor), or E ...             the answer to S
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 _LIMIT = 8192
 #: any packet: rows of the record are the longest
 _PACKET = 1 << 18
+#: what a parent says: an error is the longest
+_ANSWER = _LIMIT
 #: the hierarchies of cgroup v1 are the most that is sent at once
 _FDS_MAX = 64
 
@@ -44,13 +47,13 @@ _FDS_MAX = 64
 class Report:
     """The child's end."""
 
-    __slots__ = ("_cgroups", "answer", "fd", "socket")
+    __slots__ = ("_late", "answer", "fd", "socket")
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
         self.fd = socket.fileno()
         self.answer = b""
-        self._cgroups: list[int] | None = None
+        self._late: tuple[bytes, list[int]] | None = None
 
     def send(self, kind: bytes) -> None:
         self.socket.send(kind)
@@ -67,20 +70,21 @@ class Report:
         self.answer = answer[1:]
 
     def _next(self) -> tuple[bytes, list[int]]:
-        """What the parent says next; its cgroups may come before any answer."""
-        packet, fds = receive(self.socket)
+        """What the parent says next; ``C`` may come before any answer."""
+        packet, fds = receive(self.socket, _ANSWER)
         if packet[:1] == b"C":
-            self._cgroups = fds
-            packet, fds = receive(self.socket)
+            self._late = packet, fds
+            packet, fds = receive(self.socket, _ANSWER)
         return packet, fds
 
-    def wait_for_cgroups(self) -> list[int]:
-        """The files by which to join; without a parent there is nothing to go on for."""
-        if self._cgroups is None:
-            packet, self._cgroups = receive(self.socket)
-            if packet[:1] != b"C":
-                os._exit(1)
-        return self._cgroups
+    def wait_for_cgroups(self) -> tuple[int, list[int], list[int]]:
+        """(fifo, files by which to join, mounts of them); without a parent there is nothing
+        to go on for."""
+        packet, fds = self._late or receive(self.socket, _ANSWER)
+        if packet[:1] != b"C":
+            os._exit(1)
+        end = 1 + int(packet[1:])
+        return fds[0], fds[1:end], fds[end:]
 
     def ask_tree(self, index: int) -> int:
         """The mount that is the source of ``mounts[index]``."""
@@ -126,13 +130,13 @@ def pair() -> tuple[Socket, Socket]:
     return socketpair(AF_UNIX, SOCK_SEQPACKET)
 
 
-def receive(socket: Socket) -> tuple[bytes, list[int]]:
+def receive(socket: Socket, size: int = _PACKET) -> tuple[bytes, list[int]]:
     """One packet; ``(b"", [])`` when the other side is gone."""
     try:
-        return terminal.receive_descriptors(socket, _PACKET, _FDS_MAX)
+        return terminal.receive_descriptors(socket, size, _FDS_MAX)
     except ConnectionResetError:
         pass  # it left without reading all; what it said before is still there
     try:
-        return terminal.receive_descriptors(socket, _PACKET, _FDS_MAX)
+        return terminal.receive_descriptors(socket, size, _FDS_MAX)
     except ConnectionResetError:
         return b"", []

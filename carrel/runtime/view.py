@@ -20,8 +20,8 @@ class View:
     ``dev_fd``   the container's /dev, or -1 when it is not ours to fill
     """
 
-    __slots__ = ("console_size", "dev_fd", "foreign_sources", "in_directory", "late_read_only",
-                 "null_fd", "proc_fd", "report", "root_fd", "terminal_fd")
+    __slots__ = ("cgroup_trees", "console_size", "dev_fd", "foreign_sources", "in_directory",
+                 "late_read_only", "null_fd", "proc_fd", "report", "root_fd", "terminal_fd")
 
     def __init__(self) -> None:
         self.root_fd = -1
@@ -30,6 +30,8 @@ class View:
         self.dev_fd = -1
         self.terminal_fd = -1
         self.console_size: tuple[int, int] | None = None
+        #: the hierarchies of cgroup v1 as detached mounts, where the parent sent them
+        self.cgroup_trees: list[int] = []
         self.late_read_only: list[tuple[int, str]] = []
         #: the working directory was reached already
         self.in_directory = False

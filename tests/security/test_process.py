@@ -65,7 +65,7 @@ def test_signals_of_an_exec(running: api.Container, odd_signals: None) -> None:
 
 def test_signals_without_the_reset_would_stay(bundle: Bundle, odd_signals: None,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "reset_signals", lambda: None)
+    monkeypatch.setattr(child, "reset_signals", lambda _handled: None)
     found = fields(contain(bundle, "sh", "-c", STATUS).text)
     assert int(found["SigIgn"], 16) & ~4 and int(found["SigBlk"], 16)
 
