@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from carrel.cold import Entry
 
-_CGROUPS = (("carrel.kernel.cgroup_v1",), ("carrel.kernel.cgroup_v2",),
+_CGROUPS = (("carrel.kernel.cgroup_v1",), ("carrel.kernel.cgroup_v2", "carrel.kernel.ebpf"),
             ("carrel.kernel.cgroup_systemd",))
 _START = ("carrel.runtime.create", "carrel.runtime.childplan", "carrel.runtime.cgroupfs",
           "resource")
