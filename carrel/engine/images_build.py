@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from carrel import errdefs
 from carrel.engine import images_actions, images_changes, jsonio, timefmt
-from carrel.engine.images_model import DANGLING, ImageRecord, from_message, host_platform
+from carrel.engine.images_model import (
+    DANGLING,
+    PARENT_LABEL,
+    ImageRecord,
+    from_message,
+    host_platform,
+)
 from carrel.oci import digest as digests
 from carrel.oci import image as oci
 from carrel.oci import reference as references
@@ -214,7 +220,7 @@ async def _write(ctx: EngineContext, record: ImageRecord, layer: oci.Descriptor,
     await write_blob(ctx.containerd, document, lease, {
         f"containerd.io/gc.ref.snapshot.{ctx.config.snapshotter}": chain})
     await write_blob(ctx.containerd, manifest, lease, {
-        f"{_GC}config": config.digest,
+        f"{_GC}config": config.digest, PARENT_LABEL: record.id,
         **{f"{_GC}l.{n}": one.digest for n, one in enumerate(layers)}})
     return oci.Descriptor(kind, digests.of(manifest), len(manifest))
 

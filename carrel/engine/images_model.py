@@ -16,6 +16,7 @@ from carrel.proto import content_pb2, descriptor_pb2, snapshots_pb2
 
 DANGLING = "moby-dangling@"
 SOURCE_LABEL = "containerd.io/distribution.source."
+PARENT_LABEL = "io.carrel.image.parent"
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +31,8 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     layer_sizes: tuple[int, ...]
     #: repositories (canonical names) that this manifest was pulled from or pushed to
     sources: frozenset[str] = frozenset()
+    #: ID of the image that this one was committed from, on this machine
+    parent: str = ""
 
     @property
     def chain_id(self) -> str:
@@ -94,16 +97,22 @@ async def load_record(client: Client, target: oci.Descriptor, snapshotter: str) 
     config = oci.load_json(raw, oci.MAX_CONFIG)
     chains = digests.chain_ids(parsed.rootfs.diff_ids)
     sizes = await asyncio.gather(*(_usage(client, snapshotter, chain) for chain in chains))
+    labels = await labels_of(client, target.digest)
     return ImageRecord(
         target=target, manifest=descriptor, layers=tuple(manifest.layers),
         id=manifest.config.digest, config=config, chain_ids=tuple(chains),
-        layer_sizes=tuple(sizes), sources=await sources_of(client, target.digest))
+        layer_sizes=tuple(sizes), sources=sources_in(labels),
+        parent=labels.get(PARENT_LABEL, ""))
 
 
-async def sources_of(client: Client, digest: str) -> frozenset[str]:
+async def labels_of(client: Client, digest: str) -> dict[str, str]:
     response = await client.content.Info(content_pb2.InfoRequest(digest=digest))
+    return dict(response.info.labels)
+
+
+def sources_in(labels: dict[str, str]) -> frozenset[str]:
     found = set()
-    for key, value in response.info.labels.items():
+    for key, value in labels.items():
         if key.startswith(SOURCE_LABEL):
             host = key[len(SOURCE_LABEL):]
             found |= {f"{host}/{path}" for path in value.split(",") if path}

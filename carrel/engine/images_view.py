@@ -34,7 +34,8 @@ def summaries(images: ImageService, *, shared_size: bool = False, manifests: boo
     found = []
     for record in images.by_id().values():
         summary: dict[str, Any] = {
-            "Id": record.id, "ParentId": "", "RepoTags": images.tags_of(record.id),
+            "Id": record.id, "ParentId": _parent(images, record),
+            "RepoTags": images.tags_of(record.id),
             "RepoDigests": images.digests_of(record.id),
             "Created": created_ns(record) // 10**9, "Size": record.size, "SharedSize": -1,
             "Labels": record.labels or None, "Containers": users[record.id],
@@ -124,7 +125,7 @@ def inspect(images: ImageService, record: ImageRecord, *, manifests: bool) -> di
     last_tag = max((n.updated_ns for n in named), default=0)
     result: dict[str, Any] = {
         "Id": record.id, "RepoTags": images.tags_of(record.id),
-        "RepoDigests": images.digests_of(record.id), "Parent": "",
+        "RepoDigests": images.digests_of(record.id), "Parent": _parent(images, record),
         "Comment": _comment(config), "Created": config.get("created") or "",
         "DockerVersion": config.get("docker_version") or "", "Author": config.get("author") or "",
         "Config": _config(record.defaults), "Architecture": config.get("architecture") or "",
@@ -142,6 +143,11 @@ def inspect(images: ImageService, record: ImageRecord, *, manifests: bool) -> di
     if manifests:
         result["Manifests"] = [_manifest(record, images)]
     return result
+
+
+def _parent(images: ImageService, record: ImageRecord) -> str:
+    """What it was committed from, as long as that is here."""
+    return record.parent if record.parent in images.by_id() else ""
 
 
 def _comment(config: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ Both read the container's record as it is now and wait for nobody.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
@@ -131,13 +131,13 @@ def _ports(manager: Manager, container: Container) -> list[dict[str, Any]]:
     return result
 
 
-def summary(manager: Manager, container: Container) -> dict[str, Any]:
-    """One row of ``docker ps``."""
+def summary(manager: Manager, container: Container, linked: Iterable[str] = ()) -> dict[str, Any]:
+    """One row of ``docker ps``; ``linked``: what links call it."""
     record = container.record
     command = " ".join([record.path, *record.args])
     sandbox = manager.sandbox_of(container)
     row: dict[str, Any] = {
-        "Id": record.id, "Names": [f"/{record.name}"], "Image": record.image_ref,
+        "Id": record.id, "Names": [f"/{record.name}", *linked], "Image": record.image_ref,
         "ImageID": record.image_id, "Command": command,
         "Created": timefmt.parse_rfc3339(record.created) // 1_000_000_000,
         "Ports": _ports(manager, container), "Labels": dict(container.labels),

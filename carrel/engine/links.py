@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
-from carrel.engine import validate
+from carrel.engine import texts, validate
 
 if TYPE_CHECKING:
     from carrel.engine.manager import Manager
@@ -59,6 +59,35 @@ def shown(manager: Manager, container: Container) -> list[str] | None:
         other = manager.get(target)
         result.append(f"/{other.name if other else target}:/{container.name}/{alias}")
     return result
+
+
+def names(manager: Manager) -> dict[str, list[str]]:
+    """The names by which links know containers, by the container's ID: ``/web/alias``."""
+    result: dict[str, list[str]] = {}
+    for one in manager.all():
+        if one.host["Links"] and one.host["NetworkMode"] == DEFAULT_NETWORK:
+            for text in one.host["Links"]:
+                target, alias = split(text)
+                result.setdefault(target, []).append(f"/{one.name}/{alias}")
+    return result
+
+
+async def remove(manager: Manager, name: str) -> None:
+    """``rm --link web/alias``: web knows that name no longer, the containers stay."""
+    owner, slash, alias = name.strip("/").rpartition("/")
+    if not slash:
+        raise errdefs.Conflict("Conflict, cannot remove the default link name of the container")
+    container = manager.find(owner)
+    async with container.lock:
+        links = list(container.host["Links"] or ())
+        kept = [text for text in links if split(text)[1] != alias]
+        if len(kept) == len(links) or container.host["NetworkMode"] != DEFAULT_NETWORK:
+            raise errdefs.NotFound(texts.no_such_container(name[:300]))
+        container.host["Links"] = kept or None
+        manager.save(container)
+        if container.alive:
+            manager.ctx.network.unlink(container.id, alias)
+            manager.refresh_files(container)
 
 
 def environment(manager: Manager, container: Container) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
 from carrel.engine import create as creating
-from carrel.engine import explain, jsonio, remove, start, stop, timefmt, top, update, web
+from carrel.engine import explain, jsonio, links, remove, start, stop, timefmt, top, update, web
 from carrel.engine import filters as filtering
 from carrel.engine import inspect as views
 from carrel.engine.context import EngineContext
@@ -38,7 +38,7 @@ def routes(ctx: EngineContext) -> list[web.RouteDef]:
         web.post("/containers/{id}/rename", area.rename),
         web.post("/containers/{id}/update", area.update),
         web.post("/containers/{id}/resize", area.resize),
-        web.delete("/containers/{id}", area.remove),
+        web.delete("/containers/{id:.+}", area.remove),
     ]
 
 
@@ -62,7 +62,8 @@ class _Area:
         limit = jsonio.integer(request, "limit", 0) or 0
         found = views.select(self.manager, filters, everything=jsonio.flag(request, "all"),
                              limit=limit, ancestors=await self._ancestors(filters))
-        rows = [views.summary(self.manager, c) for c in found]
+        linked = links.names(self.manager)
+        rows = [views.summary(self.manager, c, linked.get(c.id, ())) for c in found]
         if jsonio.flag(request, "size"):
             for row, size in zip(rows, await asyncio.gather(*map(self._size, found))):
                 row["SizeRw"], row["SizeRootFs"] = size
@@ -174,9 +175,10 @@ class _Area:
         return web.Response(status=200)
 
     async def remove(self, request: web.Request) -> web.Response:
-        container = self.find(request)
         if jsonio.flag(request, "link"):
-            raise errdefs.NotImplementedYet("removing legacy links is not implemented in Carrel")
+            await links.remove(self.manager, request.match_info["id"])
+            return _no_content()
+        container = self.find(request)
         await remove.remove(self.manager, container, force=jsonio.flag(request, "force"),
                             volumes=jsonio.flag(request, "v"))
         return _no_content()

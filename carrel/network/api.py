@@ -249,6 +249,9 @@ class Controller(Protocol):
     def rename(self, sandbox_id: str, name: str) -> None:
         """The container has another name now: the resolver answers to the new one."""
 
+    def unlink(self, sandbox_id: str, alias: str) -> None:
+        """It knows the container of that legacy link no longer: ``Sandbox.hosts`` is anew."""
+
     def sandbox(self, sandbox_id: str) -> Sandbox | None: ...
 
     def sandboxes(self) -> list[Sandbox]: ...

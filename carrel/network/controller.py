@@ -417,6 +417,9 @@ class Controller:
     def rename(self, sandbox_id: str, name: str) -> None:
         self._sandboxes.rename(sandbox_id, name)
 
+    def unlink(self, sandbox_id: str, alias: str) -> None:
+        self._sandboxes.unlink(sandbox_id, alias)
+
     def sandbox(self, sandbox_id: str) -> Sandbox | None:
         live = self._sandboxes.live.get(sandbox_id)
         return live.sandbox if live is not None else None

@@ -459,6 +459,19 @@ class Sandboxes:
         live.sandbox = msgspec.structs.replace(live.sandbox, spec=spec, endpoints=places)
         operations.WriteRecord(self.record_path(ident), _encode(live.sandbox)).write()
 
+    def unlink(self, ident: str, alias: str) -> None:
+        live = self.live.get(ident)
+        if live is None:
+            return
+        spec = live.sandbox.spec
+        wanted = tuple(msgspec.structs.replace(e, links=tuple(
+            text for text in e.links if (text.partition(":")[2] or text) != alias))
+            for e in spec.endpoints)
+        live.sandbox = msgspec.structs.replace(
+            live.sandbox, spec=msgspec.structs.replace(spec, endpoints=wanted))
+        live.sandbox = self._with_files(live, self.networks_of(live.sandbox.endpoints))
+        operations.WriteRecord(self.record_path(ident), _encode(live.sandbox)).write()
+
     # -- removal ----------------------------------------------------------------------------
 
     async def remove(self, ident: str) -> None:

@@ -223,6 +223,9 @@ def encode(value: object) -> bytes:
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le",
              "s390x": "s390x", "riscv64": "riscv64", "i386": "386", "i686": "386"}
+#: what may stand alone for a platform, beside the spellings below; as Go names them
+_KNOWN = frozenset(("386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le",
+                    "mipsle", "ppc64", "ppc64le", "riscv64", "s390x", "wasm"))
 _ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm",
                   "armel": "arm", "i386": "386"}
 
@@ -245,7 +248,10 @@ def parse_platform(text: str, default: Platform) -> Platform:
     if len(parts) == 1:
         if parts[0].lower() in ("linux", "windows", "darwin", "freebsd"):
             return Platform(default.architecture, parts[0].lower(), default.variant)
-        return normalise(Platform(parts[0].lower(), default.os))
+        alone = normalise(Platform(parts[0].lower(), default.os))
+        if alone.architecture not in _KNOWN:
+            raise InvalidParameter(f'"{text}": unknown operating system or architecture')
+        return alone
     return normalise(Platform(parts[1].lower(), parts[0].lower(),
                               parts[2].lower() if len(parts) == 3 else ""))
 

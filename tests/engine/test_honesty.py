@@ -194,6 +194,17 @@ def test_links_tell_the_environment(stack: Stack) -> None:
     stack.docker("kill", "base")
     gone = stack.docker("start", "web", check=False)
     assert "Cannot link to a non running container: /base AS /web/my-db" in gone.stderr
+    stack.docker("start", "base")
+    stack.docker("run", "-d", "--name", "other", "--link", "base:one", "--link", "base:two", IMAGE,
+                 "sleep", "100")
+    assert set(stack.out("ps", "--no-trunc", "--filter", "name=base", "--format", "{{.Names}}"
+                         ).split(",")) == {"base", "web/my-db", "other/one", "other/two"}
+    stack.docker("rm", "--link", "other/one")
+    hosts = stack.out("exec", "other", "cat", "/etc/hosts")
+    assert "two" in hosts and "one" not in hosts
+    assert stack.out("inspect", "-f", "{{.HostConfig.Links}}", "other") == "[/base:/other/two]"
+    for link, text in (("other/one", "No such container: other/one"), ("other", "default link")):
+        assert text in stack.docker("rm", "--link", link, check=False).stderr
     none = stack.docker("create", "--link", "nobody", IMAGE, check=False)
     assert "could not get container for nobody" in none.stderr
 

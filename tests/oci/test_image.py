@@ -69,7 +69,8 @@ def test_attestations_are_not_images() -> None:
     assert oci.select([attestation], Platform("amd64", "linux")) is None
 
 
-@pytest.mark.parametrize("text", ["", "/", "linux/", "a/b/c/d", "linux/amd64;", "../x", "é"])
+@pytest.mark.parametrize("text", [
+    "", "/", "linux/", "a/b/c/d", "linux/amd64;", "../x", "é", "foobar"])
 def test_bad_platforms(text: str) -> None:
     with pytest.raises(InvalidParameter):
         oci.parse_platform(text, Platform("amd64", "linux"))

@@ -144,6 +144,7 @@ def test_commit_and_run_the_result(docker: Cli) -> None:
     assert image["Id"] == ident and image["Author"] == "who" and image["Comment"] == "why"
     assert {"A=1", "B=two words"} <= set(image["Config"]["Env"])
     assert image["Config"]["Labels"] == {"k": "v"} and "80/tcp" in image["Config"]["ExposedPorts"]
+    assert image["Parent"] == docker.inspect("busybox")["Id"]
     assert docker.ok("run", "--rm", "made:1") == "new\n"
     out = docker.ok("run", "--rm", "made:1", "sh", "-c",
                     "ls /etc/group 2>&1; ls /home; stat -c '%a %h' /m; test -p /p && echo pipe")
