@@ -119,8 +119,13 @@ async def _run(manager: Manager, container: Container, stdio: Stdio, mounts: lis
     try:
         creating = asyncio.ensure_future(
             manager.tasks.create(container.id, mounts, stdio, container.tty))
-        await asyncio.sleep(0)  # the request leaves: the commit runs while the shim works
-        _commit_intent(manager, container)
+        try:
+            await asyncio.sleep(0)  # the request leaves: the commit runs while the shim works
+            _commit_intent(manager, container)
+        except BaseException:
+            # what it still makes must be there before it can be taken back
+            await asyncio.gather(creating, return_exceptions=True)
+            raise
         pid = await creating
         await stdio.created()
         pending, container.pending = container.pending, []

@@ -1,0 +1,47 @@
+"""A start that fails in the middle, with everything below it made of air."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from carrel.engine import start
+
+
+@pytest.mark.parametrize("cause", ["the disk", "a cancel"])
+async def test_what_was_asked_for_is_there_before_it_is_taken_back(
+        monkeypatch: pytest.MonkeyPatch, cause: str) -> None:
+    """The request for the task has left when the record cannot be written, or the client goes."""
+    order: list[str] = []
+
+    async def create(*_: object) -> int:
+        await asyncio.sleep(0.05)
+        order.append("made")
+        return 1
+
+    async def drop(*_: object) -> None:
+        order.append("taken back")
+
+    def commit(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(start, "_drop_task", drop)
+    monkeypatch.setattr(start, "_commit_intent", commit)
+    manager: Any = SimpleNamespace(tasks=SimpleNamespace(create=create))
+    container: Any = SimpleNamespace(id="c", tty=False)
+
+    async def run() -> None:
+        async with contextlib.AsyncExitStack() as undo:
+            await start._run(manager, container, SimpleNamespace(), [], undo)  # type: ignore[arg-type]
+
+    running = asyncio.ensure_future(run())
+    if cause == "a cancel":
+        await asyncio.sleep(0)
+        running.cancel()
+    with pytest.raises((OSError, asyncio.CancelledError)):
+        await running
+    assert order == ["made", "taken back"]
