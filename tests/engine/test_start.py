@@ -33,10 +33,11 @@ async def test_what_was_asked_for_is_there_before_it_is_taken_back(
     monkeypatch.setattr(start, "_commit_intent", commit)
     manager: Any = SimpleNamespace(tasks=SimpleNamespace(create=create))
     container: Any = SimpleNamespace(id="c", tty=False)
+    stdio: Any = SimpleNamespace()
 
     async def run() -> None:
         async with contextlib.AsyncExitStack() as undo:
-            await start._run(manager, container, SimpleNamespace(), [], undo)  # type: ignore[arg-type]
+            await start._run(manager, container, stdio, [], undo)
 
     running = asyncio.ensure_future(run())
     if cause == "a cancel":
