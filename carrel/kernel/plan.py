@@ -75,10 +75,13 @@ class Done:
         return errors
 
 
-def run(operations: Iterable[Operation], kernel: Any) -> Done:
+def run(operations: Iterable[Operation], kernel: Any, done: Done | None = None) -> Done:
     """Execute in order. On failure everything done is undone in reverse and
-    the first error is raised, with the failures of the undo as its notes."""
-    done = Done(kernel)
+    the first error is raised, with the failures of the undo as its notes.
+
+    ``done``: what went before, in another call; it is undone with the rest."""
+    if done is None:
+        done = Done(kernel)
     for operation in operations:
         try:
             with record.step(operation.step):

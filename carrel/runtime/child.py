@@ -35,8 +35,8 @@ EXIT_FAILED = 1
 class Child:
     """Everything the child needs, made by the parent before the clone."""
 
-    __slots__ = ("after_go", "argv", "before", "born_in_cgroup", "cgroup", "clone_again",
-                 "early", "env", "fifo_fd", "filtered", "install_filter",
+    __slots__ = ("after_go", "argv", "awaits_request", "before", "born_in_cgroup", "cgroup",
+                 "clone_again", "early", "env", "fifo_fd", "filtered", "install_filter",
                  "install_listener", "joins", "joins_late", "keep_fds",
                  "kernel", "preserve_fds", "signals", "stdio", "terminal", "unshare_flags", "view",
                  "wait_for_maps")
@@ -54,6 +54,7 @@ class Child:
         self.terminal = False
         self.cgroup: Any = None
         self.born_in_cgroup = False            # the v2 one, by clone3
+        self.awaits_request = False            # by an operation of ``before``: AwaitRequest
         self.joins_late = False                # by an operation of ``before``: JoinCgroups
         self.joins: list[tuple[int, int, str]] = []
         self.unshare_flags = 0
@@ -144,7 +145,8 @@ class Execute(Operation):
 def _prepare(child: Child, report: Report) -> None:
     kernel, view = child.kernel, child.view
     reset_signals(child.signals)
-    _place_stdio(child)
+    if not child.awaits_request:
+        place_stdio(child)
     record.current_step = "descriptors"
     close_all_but(kernel, [report.fd, view.null_fd, child.fifo_fd, *child.keep_fds,
                            *(fd for fd, _, _ in child.joins)],
@@ -221,7 +223,7 @@ def _exit_by_signal(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
-def _place_stdio(child: Child) -> None:
+def place_stdio(child: Child) -> None:
     """The three streams on 0, 1, 2. With a terminal, /dev/null until it is there."""
     null = child.view.null_fd
     if child.terminal:

@@ -9,6 +9,7 @@ from carrel.kernel.plan import Operation
 from carrel.oci import json
 from carrel.runtime import identity, inside, planner
 from carrel.runtime.cgroupfs import MountCgroups
+from carrel.runtime.child import place_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,6 +61,33 @@ class RunHooks(Operation):
         if self.view is not None:
             kernel.fchdir(self.view.root_fd)
         self.run_all(self.hooks, self.point, document, self.env)
+
+
+class AwaitRequest(Operation):
+    """The child was made before the request for it: wait for its streams and its root.
+    Stands in the plan where the root is mounted."""
+
+    __slots__ = ("_current", "child", "rootfs")
+    step = "rootfs"
+
+    def __init__(self, child: Child, rootfs: str) -> None:
+        self.child, self.rootfs = child, rootfs
+        self._current: Operation | None = None
+
+    def describe(self) -> str:
+        return self._current.describe() if self._current is not None else "await the request"
+
+    def execute(self, kernel: Any) -> None:
+        child = self.child
+        packet, fds = child.view.report.wait_for_request()
+        if fds:
+            child.stdio = (fds[0], fds[1], fds[2])
+        place_stdio(child)
+        for fd in fds:
+            os.close(fd)
+        for entry in json.loads(packet):
+            self._current = planner.rootfs_mount(entry, self.rootfs)
+            self._current.execute(kernel)
 
 
 class JoinCgroups(Operation):

@@ -7,7 +7,7 @@ import time
 
 from carrel.errdefs import InvalidParameter
 from carrel.kernel import cgroup, syscalls, terminal
-from carrel.kernel.plan import Operation
+from carrel.kernel.plan import Done, Operation
 from carrel.kernel.plan import run as run_plan
 from carrel.oci import json, runtime_spec
 from carrel.runtime import childrecord, errors, inside, launch, options, planner, report, state
@@ -107,10 +107,11 @@ class Pending:
 
     __slots__ = ("_done", "_maker", "container")
 
-    def __init__(self, maker: Maker, operations: list[Operation]) -> None:
+    def __init__(self, maker: Maker, operations: list[Operation], done: Done | None = None
+                 ) -> None:
         self._maker = maker
         try:
-            self._done = run_plan(operations, maker.kernel)
+            self._done = run_plan(operations, maker.kernel, done)
             #: what it will be, if all goes well
             self.container = self._or_undo(maker.record)
         except BaseException:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import os
 
 from carrel.kernel import syscalls
-from carrel.oci import runtime_spec
-from carrel.runtime import create, launch, mounts, planner, state
+from carrel.kernel.plan import run as run_plan
+from carrel.oci import json, runtime_spec
+from carrel.runtime import childplan, create, launch, mounts, planner, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from carrel.kernel.plan import Operation
+    from carrel.kernel.plan import Done, Operation
     from carrel.runtime.stock import Stock
 
     Spec = dict[str, Any]
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Draft:
     """One plan: used by :meth:`begin` if it :meth:`fits`, else closed."""
 
-    __slots__ = ("_asked", "_maker", "_operations", "_raw")
+    __slots__ = ("_asked", "_done", "_maker", "_operations", "_raw")
 
     def __init__(self, id: str, bundle: str, root: str, settings: create.Settings | None = None,
                  kernel: Any = syscalls, raw: bytes | None = None,
@@ -39,6 +40,7 @@ class Draft:
         spec = create.parse_config(self._raw, bundle)
         runtime_spec.check(spec)
         self._asked = id, bundle, root, _values(settings)
+        self._done: Done | None = None
         self._maker = create.Maker(spec, bundle, launch.Launch(id, root), settings, kernel,
                                    stock)
         try:
@@ -62,6 +64,32 @@ class Draft:
         self.close()
         return False
 
+    def advance(self) -> None:
+        """Make the process, where it can wait for its request: it is at work on all that the
+        request says nothing of. What was made is taken back if the draft is not used."""
+        maker = self._maker
+        child, start = maker.child, maker.launch
+        if not child.joins_late or os.path.lexists(start.folder):
+            return
+        first = [one for one in self._operations
+                 if isinstance(one, (launch.MakeCgroup, launch.StartProcess))]
+        place = self._place()
+        plan = child.before
+        later = plan[place]
+        plan[place] = childplan.AwaitRequest(child, maker.rootfs)
+        child.awaits_request = True
+        try:
+            self._done = run_plan(first, maker.kernel)
+        except OSError:
+            child.awaits_request = False
+            plan[place] = later
+            return
+        self._operations = [one for one in self._operations if one not in first]
+
+    def _place(self) -> int:
+        return next(n for n, one in enumerate(self._maker.child.before)
+                    if isinstance(one, mounts.MountRootfs))
+
     def _same_namespaces(self) -> bool:
         """Do the paths still lead to the namespaces that were opened?"""
         try:
@@ -76,17 +104,23 @@ class Draft:
     def begin(self, stdio: tuple[int, int, int] | None,
               rootfs_mounts: list[Spec]) -> create.Pending:
         """As :func:`create.begin`, with what only the request told."""
-        return create.Pending(self.finish(stdio, rootfs_mounts), self._operations)
+        if self._done is None:
+            return create.Pending(self.finish(stdio, rootfs_mounts), self._operations)
+        told = launch.SendRequest(self._maker.launch, json.dumps(rootfs_mounts).encode(), stdio)
+        return create.Pending(self._maker, [told, *self._operations], self._done)
 
     def finish(self, stdio: tuple[int, int, int] | None, rootfs_mounts: list[Spec]) -> create.Maker:
         maker = self._maker
         maker.child.stdio = stdio
         plan = maker.child.before
-        place = next(n for n, one in enumerate(plan) if isinstance(one, mounts.MountRootfs))
+        place = self._place()
         plan[place:place + 1] = [planner.rootfs_mount(one, maker.rootfs) for one in rootfs_mounts]
         return maker
 
     def close(self) -> None:
+        """Nothing is left of it."""
+        if self._done is not None:
+            self._done.rollback()
         self._maker.close()
 
 

@@ -148,12 +148,7 @@ class FinishCgroup(Operation):
         files = launch.cgroup.late_fds
         trees = launch.cgroup_mount.bind_all(kernel) if launch.cgroup_mount is not None else []
         try:
-            terminal.send_descriptors(launch.socket, b"C%d" % len(files),
-                                      [launch.child.fifo_fd, *files, *trees])
-        except OSError as error:
-            if error.errno not in (EPIPE, ECONNRESET):
-                raise
-            # the child has failed: what it told is there to be read
+            tell(launch.socket, b"C%d" % len(files), [launch.child.fifo_fd, *files, *trees])
         finally:
             for fd in trees:
                 os.close(fd)
@@ -186,6 +181,33 @@ class MakeFifo(Operation):
 
     def shell(self) -> str:
         return f"mkfifo {self.launch.fifo_path}"
+
+
+class SendRequest(Operation):
+    """To a child that was made ahead: see ``childplan.AwaitRequest``."""
+
+    __slots__ = ("_launch", "_mounts", "_stdio")
+    step = "clone"
+
+    def __init__(self, launch: Launch, mounts: bytes, stdio: tuple[int, int, int] | None) -> None:
+        self._launch, self._mounts, self._stdio = launch, mounts, stdio
+
+    def describe(self) -> str:
+        return "tell the process its root and its streams"
+
+    def execute(self, kernel: Any) -> None:
+        assert self._launch.socket is not None
+        tell(self._launch.socket, b"B" + self._mounts, list(self._stdio or ()))
+
+
+def tell(socket: Socket, packet: bytes, fds: list[int]) -> None:
+    """Something that the child has not asked for. If it has failed: what it said of that
+    is there to be read."""
+    try:
+        terminal.send_descriptors(socket, packet, fds)
+    except OSError as error:
+        if error.errno not in (EPIPE, ECONNRESET):
+            raise
 
 
 class StartProcess(Operation):

@@ -11,7 +11,9 @@
                       N number                                   take my seccomp listener
                       L rows                                     rows of the record
                       R                                          ready, waiting for start
-    parent -> child   C n (+ descriptors)                        the fifo, n cgroups' files to join
+    parent -> child   B mounts (+ stdio)                         what the request told; unasked, to
+                                                                 a child that was made before it
+                      C n (+ descriptors)                        the fifo, n cgroups' files to join
                                                                  by, their mounts; unasked, once
                       G [pid]                                    go on
                   G (+ one descriptor), or E ...             the answer to S
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 _LIMIT = 8192
 #: any packet: rows of the record are the longest
 _PACKET = 1 << 18
-#: what a parent says: an error is the longest
-_ANSWER = _LIMIT
+#: what a parent says: the mounts of a root of 128 layers are the longest
+_ANSWER = 1 << 16
 #: the hierarchies of cgroup v1 are the most that is sent at once
 _FDS_MAX = 64
 
@@ -47,13 +49,13 @@ _FDS_MAX = 64
 class Report:
     """The child's end."""
 
-    __slots__ = ("_late", "answer", "fd", "socket")
+    __slots__ = ("_kept", "answer", "fd", "socket")
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
         self.fd = socket.fileno()
         self.answer = b""
-        self._late: tuple[bytes, list[int]] | None = None
+        self._kept: dict[bytes, tuple[bytes, list[int]]] = {}
 
     def send(self, kind: bytes) -> None:
         self.socket.send(kind)
@@ -70,20 +72,28 @@ class Report:
         self.answer = answer[1:]
 
     def _next(self) -> tuple[bytes, list[int]]:
-        """What the parent says next; ``C`` may come before any answer."""
-        packet, fds = receive(self.socket, _ANSWER)
-        if packet[:1] == b"C":
-            self._late = packet, fds
+        """The parent's answer; ``B`` and ``C`` may come before it, and are kept."""
+        while True:
             packet, fds = receive(self.socket, _ANSWER)
-        return packet, fds
+            if packet[:1] not in (b"B", b"C"):
+                return packet, fds
+            self._kept[packet[:1]] = packet, fds
+
+    def _unasked(self, kind: bytes) -> tuple[bytes, list[int]]:
+        packet, fds = self._kept.pop(kind) if kind in self._kept else receive(
+            self.socket, _ANSWER)
+        if packet[:1] != kind:
+            os._exit(1)  # without a parent there is nothing to go on for
+        return packet[1:], fds
+
+    def wait_for_request(self) -> tuple[bytes, list[int]]:
+        """(the mounts of the root as JSON, stdio or nothing)"""
+        return self._unasked(b"B")
 
     def wait_for_cgroups(self) -> tuple[int, list[int], list[int]]:
-        """(fifo, files by which to join, mounts of them); without a parent there is nothing
-        to go on for."""
-        packet, fds = self._late or receive(self.socket, _ANSWER)
-        if packet[:1] != b"C":
-            os._exit(1)
-        end = 1 + int(packet[1:])
+        """(fifo, files by which to join, mounts of them)"""
+        packet, fds = self._unasked(b"C")
+        end = 1 + int(packet)
         return fds[0], fds[1:end], fds[end:]
 
     def ask_tree(self, index: int) -> int:

@@ -146,6 +146,8 @@ def serve(control: Socket, kernel: Sibling, stock: Stock | None = None) -> None:
     while True:
         packet, fds = receive_descriptors(control, PACKET_MAX, 3)
         if not packet:
+            if draft is not None:
+                draft.close()
             return
         if packet[:1] == b"\0":
             draft = foresee(packet[1:], kernel, stock)
@@ -153,7 +155,8 @@ def serve(control: Socket, kernel: Sibling, stock: Stock | None = None) -> None:
         try:
             request = json.loads(packet)
             if request["op"] == "create":
-                made = _create(control, request, fds, kernel, draft)
+                plan, draft = draft, None
+                made = _create(control, request, fds, kernel, plan)
             elif request["op"] == "exec":
                 _exec(control, request, fds, kernel)
             else:
@@ -191,10 +194,12 @@ def foresee(packet: bytes, kernel: Sibling, stock: Stock | None) -> Draft | None
         if needs_parent(config):
             return None
         explain.begin(config)
-        if record.active is not None:
-            stock = None  # an explanation shows all that a start takes
         root = state_root("", request["namespace"], bundle)
-        return Draft(request["id"], bundle, root, Settings(), kernel, config, stock)
+        if record.active is not None:  # an explanation shows all that a start takes, in order
+            return Draft(request["id"], bundle, root, Settings(), kernel, config)
+        found = Draft(request["id"], bundle, root, Settings(), kernel, config, stock)
+        found.advance()
+        return found
     except Exception:
         return None
 

@@ -684,3 +684,92 @@ def test_a_pool_member_takes_the_next_request(machine: Machine) -> None:
     other.create()
     other.start()
     assert other.wait() == 0
+
+
+def prepared(machine: Machine, name: str, args: list[str]) -> tuple[Shim, dict[str, object]]:
+    """A shim whose worker can know its container before Create, and the mount of its root."""
+    bundle = machine.bundle(name, args)
+    real = machine.folder / f"{name}-root"
+    (bundle / "rootfs").rename(real)
+    (bundle / "rootfs").mkdir()
+    answer = machine.zygote.ask({
+        "op": "start", "namespace": "test", "id": name, "bundle": str(bundle),
+        "socket": str(machine.folder / f"{name}.s"), "publish": machine.sink.path})
+    shim = Shim(machine, name, bundle, answer["address"], answer["pid"])
+    machine.shims.append(shim)
+    return shim, {"type": "bind", "source": str(real), "options": ["rbind", "rw"]}
+
+
+def group_of(shim: Shim) -> Path:
+    """The cgroup that a process can be born into ahead of its request."""
+    if not Path("/sys/fs/cgroup/unified/cgroup.procs").exists():
+        pytest.skip("processes are made ahead only beside cgroup v1")
+    path = json.loads((shim.bundle / "config.json").read_text())["linux"]["cgroupsPath"]
+    return Path("/sys/fs/cgroup/unified") / str(path).lstrip("/")
+
+
+def wait_for_a_member(machine: Machine) -> None:
+    path = f"/proc/{machine.zygote.pid}/task/{machine.zygote.pid}/children"
+    wait_until(lambda: Path(path).read_text(encoding="ascii").split())
+
+
+def test_what_is_prepared_is_what_starts(machine: Machine) -> None:
+    wait_for_a_member(machine)
+    out, = fifos(machine, "out")
+    shim, root = prepared(machine, "a", ["sh", "-c", "echo $$; cat /proc/1/cgroup; ls /dev"])
+    group = group_of(shim)
+    wait_until(lambda: group.exists() and (group / "cgroup.procs").read_text())
+    born = int((group / "cgroup.procs").read_text())
+    reader = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
+    assert shim.create(rootfs=[root], stdout=out) == born
+    os.set_blocking(reader, True)
+    shim.start()
+    with open(reader, encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    assert shim.wait() == 0
+    assert lines[0] == "1"
+    inner = str(group).removeprefix("/sys/fs/cgroup/unified")
+    for hierarchy in (":memory:", ":devices:", "0::"):
+        assert [line for line in lines if hierarchy in line and line.endswith(inner)], lines
+    assert {"null", "zero", "ptmx", "pts", "stdin", "full", "tty"} <= set(lines)
+    shim.delete()
+    assert not group.exists()
+
+
+def test_what_was_changed_after_it_was_prepared_counts(machine: Machine) -> None:
+    wait_for_a_member(machine)
+    shim, root = prepared(machine, "a", ["sh", "-c", "exit 3"])
+    group = group_of(shim)
+    wait_until(group.exists)
+    config = shim.bundle / "config.json"
+    config.write_text(config.read_text().replace("exit 3", "exit 4"))
+    shim.create(rootfs=[root])
+    shim.start()
+    assert shim.wait() == 4
+    shim.delete()
+    assert not group.exists()
+
+
+def test_what_was_prepared_for_nothing_is_taken_back(machine: Machine) -> None:
+    wait_for_a_member(machine)
+    shim, _ = prepared(machine, "a", ["true"])
+    group = group_of(shim)
+    wait_until(lambda: group.exists() and (group / "cgroup.procs").read_text())
+    born = (group / "cgroup.procs").read_text().strip()
+    os.kill(shim.pid, signal.SIGKILL)
+    wait_until(lambda: not group.exists())
+    wait_until(lambda: not os.path.exists(f"/proc/{born}"))
+
+
+def test_a_prepared_start_fails_as_any_other(machine: Machine) -> None:
+    wait_for_a_member(machine)
+    shim, root = prepared(machine, "a", ["no-such-program"])
+    group = group_of(shim)
+    wait_until(group.exists)
+    with pytest.raises(RpcError, match="executable file not found"):
+        shim.create(rootfs=[root])
+    assert not group.exists()
+    other, root = prepared(machine, "b", ["true"])
+    with pytest.raises(RpcError, match=r"mount bind on .*: no such file"):
+        other.create(rootfs=[{**root, "source": "/nonexistent/root"}])
+    assert not group_of(other).exists()
