@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from ctypes import c_char_p, c_int, c_uint
 
 from carrel.kernel import libc
+from carrel.kernel.cdata import c_char_p, c_int, c_uint
 
 IN_MODIFY = 0x2
 _IN_NONBLOCK = os.O_NONBLOCK

@@ -15,26 +15,26 @@ Rules (they hold for every module in ``carrel.kernel``):
 
 from __future__ import annotations
 
-import ctypes
 import os
-from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p, get_errno
 from errno import EINTR
 from time import monotonic_ns
 
 from carrel.kernel import record
+from carrel.kernel.cdata import Library, c_int, c_long, get_errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-_libc = ctypes.CDLL(None, mode=os.RTLD_NOW | os.RTLD_GLOBAL, use_errno=True)
+_libc = Library(os.RTLD_NOW | os.RTLD_GLOBAL)
 
-_RANGES: dict[object, tuple[int, int]] = {
-    c_int: (-(1 << 31), (1 << 31) - 1),
-    c_uint: (0, (1 << 32) - 1),
-    c_long: (-(1 << 63), (1 << 63) - 1),
-    c_ulong: (0, (1 << 64) - 1),
+#: by the type's code: int, unsigned, long, unsigned long; a pointer has none
+_RANGES: dict[str, tuple[int, int]] = {
+    "i": (-(1 << 31), (1 << 31) - 1),
+    "I": (0, (1 << 32) - 1),
+    "l": (-(1 << 63), (1 << 63) - 1),
+    "L": (0, (1 << 64) - 1),
 }
 
 
@@ -48,7 +48,7 @@ class Function:
         self.name = name
         self._c = c
         self._prefix = prefix
-        self._checks = tuple(_RANGES.get(t) for t in types)
+        self._checks = tuple(_RANGES.get(t._type_) for t in types)
 
     def __call__(self, *args: Any, paths: tuple[object, ...] = ()) -> int:
         """Call; return the non-negative result; raise OSError otherwise.
@@ -101,13 +101,8 @@ def _printable(value: object) -> str:
 
 def function(name: str, *types: Any) -> Function:
     """Declare the prototype of a libc function returning int or long."""
-    c: Any = getattr(_libc, name)
-    c.argtypes = list(types)
-    c.restype = c_long if any(t in (c_long, c_ulong) for t in types) else c_int
-    return Function(name, c, types)
-
-
-_SYSCALL_PROTO = ctypes.CFUNCTYPE  # a prototype object per arity, so none is ever reassigned
+    result = c_long if any(t._type_ in "lL" for t in types) else c_int
+    return Function(name, _libc.function(name, result, *types), types)
 
 
 def syscall(name: str, number: int, *types: Any) -> Function:
@@ -115,9 +110,8 @@ def syscall(name: str, number: int, *types: Any) -> Function:
 
     Arguments are widened to ``long`` before the variadic ``syscall(2)``.
     """
-    wide = tuple(t if t in (c_char_p, c_void_p) or t not in _RANGES else c_long for t in types)
-    prototype = _SYSCALL_PROTO(c_long, c_long, *wide, use_errno=True)
-    return Function(name, prototype(("syscall", _libc)), types, (number,))
+    wide = tuple(c_long if t._type_ in _RANGES else t for t in types)
+    return Function(name, _libc.function("syscall", c_long, c_long, *wide), types, (number,))
 
 
 def optional(name: str, *types: Any) -> Function | None:

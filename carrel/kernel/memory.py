@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-from ctypes import c_ulong
 
 from carrel.kernel import libc
+from carrel.kernel.cdata import c_ulong
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ else gets sockets that were opened inside, and a socket keeps its namespace for 
 from __future__ import annotations
 
 import os
-from ctypes import c_char_p, c_int, c_ulong
 from errno import EBUSY, EINVAL, ENOENT
 
 from carrel.kernel import libc
+from carrel.kernel.cdata import c_char_p, c_int, c_ulong
 
 CLONE_NEWNET = 0x40000000
 MS_BIND = 4096

@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 import sys
 from _blake2 import blake2b
-from ctypes import Structure, addressof, c_char, c_uint, c_ushort, c_void_p, cast
 from errno import EINVAL, ENOSYS
 
 from carrel.errdefs import InvalidParameter
 from carrel.kernel import libc, record
+from carrel.kernel.cdata import Structure, addressof, c_char, c_uint, c_ushort, c_void_p
 from carrel.oci import json
 
 TYPE_CHECKING = False
@@ -260,7 +260,7 @@ def action_available(name: str) -> bool:
     """For ``features``: whether this kernel knows the action."""
     value = (c_uint * 1)(ACTIONS[name])
     try:
-        _seccomp(GET_ACTION_AVAIL, 0, cast(value, c_void_p).value)
+        _seccomp(GET_ACTION_AVAIL, 0, addressof(value))
     except OSError:
         return False
     return True

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ctypes import c_int
-
 from carrel.kernel import libc, syscalls
+from carrel.kernel.cdata import c_int
 
 _syncfs = libc.function("syncfs", c_int)
 #: ioctl_iflags(2); both take a pointer to int, whatever the number's size field says

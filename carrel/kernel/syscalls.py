@@ -10,13 +10,27 @@ are close-on-exec.
 
 from __future__ import annotations
 
-import ctypes
 import os
-from ctypes import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
 from fcntl import ioctl as _ioctl
 from time import monotonic_ns
 
 from carrel.kernel import record
+from carrel.kernel.cdata import (
+    Structure,
+    addressof,
+    byref,
+    c_char,
+    c_char_p,
+    c_int,
+    c_int32,
+    c_long,
+    c_uint,
+    c_uint32,
+    c_uint64,
+    c_ulong,
+    c_void_p,
+    sizeof,
+)
 from carrel.kernel.libc import encode, fail, function, syscall
 
 TYPE_CHECKING = False
@@ -103,27 +117,27 @@ def _raw(name: str, *types: Any) -> Any:
     return syscall(name, _NUMBERS[name][_COLUMN], *types)
 
 
-class OpenHow(ctypes.Structure):
-    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64),
-                ("resolve", ctypes.c_uint64)]
+class OpenHow(Structure):
+    _fields_ = [("flags", c_uint64), ("mode", c_uint64),
+                ("resolve", c_uint64)]
 
 
-class MountAttr(ctypes.Structure):
-    _fields_ = [("attr_set", ctypes.c_uint64), ("attr_clr", ctypes.c_uint64),
-                ("propagation", ctypes.c_uint64), ("userns_fd", ctypes.c_uint64)]
+class MountAttr(Structure):
+    _fields_ = [("attr_set", c_uint64), ("attr_clr", c_uint64),
+                ("propagation", c_uint64), ("userns_fd", c_uint64)]
 
 
-class CloneArgs(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in (
+class CloneArgs(Structure):
+    _fields_ = [(name, c_uint64) for name in (
         "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls",
         "set_tid", "set_tid_size", "cgroup")]
 
 
-class SchedAttr(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_uint32), ("sched_policy", ctypes.c_uint32),
-                ("sched_flags", ctypes.c_uint64), ("sched_nice", ctypes.c_int32),
-                ("sched_priority", ctypes.c_uint32), ("sched_runtime", ctypes.c_uint64),
-                ("sched_deadline", ctypes.c_uint64), ("sched_period", ctypes.c_uint64)]
+class SchedAttr(Structure):
+    _fields_ = [("size", c_uint32), ("sched_policy", c_uint32),
+                ("sched_flags", c_uint64), ("sched_nice", c_int32),
+                ("sched_priority", c_uint32), ("sched_runtime", c_uint64),
+                ("sched_deadline", c_uint64), ("sched_period", c_uint64)]
 
 
 # Raw numbers where glibc would add something of its own (signals to other
@@ -165,10 +179,10 @@ _statfs = function("fstatfs", c_int, c_void_p)
 # Made once: to make an array type takes longer than most calls, and these are needed in
 # children whose every written page is copied first. (No two threads use them at once.)
 _statfs_buffer = (c_long * 32)()
-_cwd_buffer = ctypes.create_string_buffer(4096)
-_CAP_HEADER = ctypes.c_uint32 * 2
-_CAP_DATA = ctypes.c_uint32 * 6
-_ONE_GROUP = ctypes.c_uint32 * 1
+_cwd_buffer = (c_char * 4096)()
+_CAP_HEADER = c_uint32 * 2
+_CAP_DATA = c_uint32 * 6
+_ONE_GROUP = c_uint32 * 1
 
 
 # ---- mounts ---------------------------------------------------------------
@@ -186,7 +200,7 @@ def move_mount(from_fd: int, to_fd: int, what: str = "") -> None:
 def mount_setattr(fd: int, flags: int, set_: int = 0, clear: int = 0, propagation: int = 0,
                   userns_fd: int = 0) -> None:
     attr = MountAttr(set_, clear, propagation, userns_fd)
-    _mount_setattr(fd, b"", flags | AT_EMPTY_PATH, ctypes.byref(attr), 32)
+    _mount_setattr(fd, b"", flags | AT_EMPTY_PATH, byref(attr), 32)
 
 
 def fsopen(fstype: str) -> int:
@@ -235,7 +249,7 @@ def fstatfs_type(fd: int) -> int:
 
 def openat2(dirfd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     how = OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    return int(_openat2(dirfd, encode(path), ctypes.byref(how), 24, paths=(path,)))
+    return int(_openat2(dirfd, encode(path), byref(how), 24, paths=(path,)))
 
 
 def mkdirat(dirfd: int, name: str, mode: int) -> None:
@@ -352,11 +366,11 @@ def clone(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     """
     pidfd = c_int(-1)
     if cgroup_fd >= 0:
-        args = CloneArgs(flags | CLONE_PIDFD | CLONE_INTO_CGROUP, ctypes.addressof(pidfd), 0, 0,
+        args = CloneArgs(flags | CLONE_PIDFD | CLONE_INTO_CGROUP, addressof(pidfd), 0, 0,
                          0 if flags & CLONE_PARENT else SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd)
-        pid = int(_clone3(ctypes.byref(args), ctypes.sizeof(args)))
+        pid = int(_clone3(byref(args), sizeof(args)))
     else:
-        pid = int(_clone(flags | CLONE_PIDFD | SIGCHLD, 0, ctypes.byref(pidfd), None, 0))
+        pid = int(_clone(flags | CLONE_PIDFD | SIGCHLD, 0, byref(pidfd), None, 0))
     return pid, pidfd.value if pid else -1
 
 
@@ -408,7 +422,7 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 def setgroups(groups: list[int]) -> None:
     for group in groups:
         _id(group)
-    _setgroups(len(groups), (ctypes.c_uint32 * max(1, len(groups)))(*groups))
+    _setgroups(len(groups), (c_uint32 * max(1, len(groups)))(*groups))
 
 
 def setresuid(uid: int) -> None:
@@ -469,7 +483,7 @@ def sched_setattr(policy: int, flags: int, nice: int, priority: int, runtime: in
         if not low <= value < 1 << bits:
             raise OverflowError(f"sched_setattr: {value} is out of range")
     attr = SchedAttr(48, policy, flags, nice, priority, runtime, deadline, period)
-    _sched_setattr(0, ctypes.byref(attr), 0)
+    _sched_setattr(0, byref(attr), 0)
 
 
 def sched_setaffinity(cpus: list[int]) -> None:

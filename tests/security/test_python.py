@@ -210,11 +210,11 @@ def _libraries(pid: str) -> set[str]:
 
 # --- P09: integers that do not fit ------------------------------------------------------
 
-_BAD: dict[object, tuple[int, ...]] = {
-    ctypes.c_int: (1 << 31, 1 << 32, 1 << 63, 1 << 64, -(1 << 31) - 1),
-    ctypes.c_uint: (1 << 32, 1 << 63, 1 << 64, -1),
-    ctypes.c_long: (1 << 63, 1 << 64, -(1 << 63) - 1),
-    ctypes.c_ulong: (1 << 64, -1)}
+_BAD: dict[str, tuple[int, ...]] = {
+    "i": (1 << 31, 1 << 32, 1 << 63, 1 << 64, -(1 << 31) - 1),
+    "I": (1 << 32, 1 << 63, 1 << 64, -1),
+    "l": (1 << 63, 1 << 64, -(1 << 63) - 1),
+    "L": (1 << 64, -1)}
 _LIMITS = {libc._RANGES[t]: t for t in _BAD}
 
 
