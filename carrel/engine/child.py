@@ -10,7 +10,7 @@ import socket
 import sys
 
 from carrel import errdefs
-from carrel.engine import log
+from carrel.engine import fork, log
 from carrel.engine.config import Config
 
 _READY_SECONDS = 30.0
@@ -22,13 +22,25 @@ class Child:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | fork.Forked | None = None
+        self._ready: socket.socket | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._stopping = False
         self._adopted = 0
 
+    def begin(self) -> None:
+        """Before there is a loop or a thread; :meth:`start` goes on from there."""
+        if _peer(self._config.containerd_socket):
+            return
+        self._ready = self._listen()
+        self._process = fork.containerd(self._command(), self._environment())
+
     async def start(self) -> None:
         """Ready for calls when this returns. One that survived its daemon is adopted."""
+        if isinstance(self._process, fork.Forked):
+            await self._await_ready(self._process)
+            self._watcher = asyncio.ensure_future(self._watch())
+            return
         pid = _peer(self._config.containerd_socket)
         if pid:
             log.info(f"carrel-containerd of an earlier daemon is still here (pid {pid})")
@@ -62,23 +74,39 @@ class Child:
             file.write(text)
         return path
 
-    async def _launch(self) -> None:
-        path = f"{self._config.exec_root}/containerd-ready.sock"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as ready:
-            ready.bind(path)
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *self._command(), stdin=asyncio.subprocess.DEVNULL,
-                    env={**_environment(), "NOTIFY_SOCKET": path}, start_new_session=True)
-                self._process = process
-                await self._await_ready(process, ready)
-            finally:
-                os.unlink(path)
+    @property
+    def _ready_path(self) -> str:
+        return f"{self._config.exec_root}/containerd-ready.sock"
 
-    async def _await_ready(self, process: asyncio.subprocess.Process, ready: socket.socket
-                           ) -> None:
+    def _environment(self) -> dict[str, str]:
+        return {**_environment(), "NOTIFY_SOCKET": self._ready_path}
+
+    def _listen(self) -> socket.socket:
+        """Where it will say that it is ready."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._ready_path)
+        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        ready.bind(self._ready_path)
+        return ready
+
+    async def _launch(self) -> None:
+        self._ready = self._listen()
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command(), stdin=asyncio.subprocess.DEVNULL,
+            env=self._environment(), start_new_session=True)
+        await self._await_ready(self._process)
+
+    async def _await_ready(self, process: asyncio.subprocess.Process | fork.Forked) -> None:
+        assert self._ready is not None
+        try:
+            with self._ready:
+                await self._told(process, self._ready)
+        finally:
+            os.unlink(self._ready_path)
+
+    @staticmethod
+    async def _told(process: asyncio.subprocess.Process | fork.Forked,
+                    ready: socket.socket) -> None:
         told = asyncio.ensure_future(_ready(ready))
         died = asyncio.ensure_future(process.wait())
         done, pending = await asyncio.wait({told, died}, timeout=_READY_SECONDS,
@@ -141,6 +169,12 @@ class Child:
         if self._watcher:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+
+
+    def abandon(self) -> None:
+        """It does not outlive a daemon that fails before it can stop it."""
+        if isinstance(self._process, fork.Forked):
+            self._process.terminate()
 
 
 def _environment() -> dict[str, str]:

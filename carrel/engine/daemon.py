@@ -25,16 +25,20 @@ _GRACE = 5
 
 
 class Daemon:
-    """Made from a config, started once, stopped once."""
+    """Made from a config, started once, stopped once; ``child`` is the process of the
+    containerd layer, where that is ours."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, child: Child | None) -> None:
         self.config = config
+        self._child = child
         self._undo = contextlib.AsyncExitStack()
         self._ctx: EngineContext | None = None
         self._manager: Manager | None = None
 
     async def start(self, stopping: asyncio.Event) -> None:
         config, undo = self.config, self._undo
+        if self._child:
+            undo.push_async_callback(self._child.stop)
         store = Store(f"{config.engine_dir}/engine.db")
         undo.callback(store.close)
         transport = await self._layer()
@@ -67,10 +71,8 @@ class Daemon:
         config = self.config
         if config.containerd == "embedded":
             return await self._embedded()
-        if not config.containerd:
-            child = Child(config)
-            await child.start()
-            self._undo.push_async_callback(child.stop)
+        if self._child:
+            await self._child.start()
         return GrpcTransport(config.containerd_socket)
 
     async def _embedded(self) -> Transport:

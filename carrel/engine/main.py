@@ -10,11 +10,15 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from carrel import errdefs
 from carrel.engine import flags, log
 from carrel.engine.config import Config
 from carrel.kernel import memory
+
+if TYPE_CHECKING:
+    from carrel.engine.child import Child
 
 #: taken out of the environment: a runtime that inherits it speaks to systemd for us
 _NOTIFY_SOCKET = os.environ.pop("NOTIFY_SOCKET", "")
@@ -79,13 +83,23 @@ def _write_pidfile(path: str) -> None:
 
 
 def _run(config: Config) -> int:
-    import uvloop
+    child = None
+    if not config.containerd:
+        from carrel.engine.child import Child
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config))
+        child = Child(config)
+        child.begin()
+    try:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(config, child))
+    finally:
+        if child:
+            child.abandon()
 
 
-async def _serve(config: Config) -> int:
+async def _serve(config: Config, child: Child | None) -> int:
     from carrel.engine.daemon import Daemon
 
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -93,7 +107,7 @@ async def _serve(config: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    daemon = Daemon(config)
+    daemon = Daemon(config, child)
     try:
         await daemon.start(stopping)
         loop.add_signal_handler(signal.SIGHUP, daemon.reload)
