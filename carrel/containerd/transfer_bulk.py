@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import io
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from carrel import errdefs
@@ -20,6 +20,7 @@ from carrel.proto import transfer_streaming_pb2
 UNIX = "unix://"
 _PIECE = 32 * 1024      # containerd's readers take no larger message
 _WINDOW = 8 << 20
+_Pump = Callable[[Stream, socket.socket], Coroutine[Any, Any, None]]
 
 
 class SocketReader(io.RawIOBase):
@@ -39,37 +40,35 @@ class SocketReader(io.RawIOBase):
 async def receiving(streams: StreamManager, namespace: str, name: str,
                     ) -> AsyncIterator[socket.socket]:
     """A socket that gives what the client sends."""
-    if name.startswith(UNIX):
-        async with _connected(name) as ours:
-            yield ours
-        return
-    stream = await streams.get(namespace, name)
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    task = asyncio.ensure_future(_from_stream(stream, theirs))
-    try:
+    async with _joined(streams, namespace, name, _from_stream) as (ours, _):
         yield ours
-    finally:
-        await _end(task, ours, theirs)
-        stream.close()
 
 
 @contextlib.asynccontextmanager
 async def sending(streams: StreamManager, namespace: str, name: str,
                   ) -> AsyncIterator[socket.socket]:
     """A socket whose data goes to the client."""
+    async with _joined(streams, namespace, name, _to_stream) as (ours, task):
+        yield ours
+        if task is not None:
+            ours.shutdown(socket.SHUT_WR)
+            await task
+
+
+@contextlib.asynccontextmanager
+async def _joined(streams: StreamManager, namespace: str, name: str, pump: _Pump,
+                  ) -> AsyncIterator[tuple[socket.socket, asyncio.Task[None] | None]]:
+    """The client's socket; or one end of a pair, and the task between the other and its stream."""
     if name.startswith(UNIX):
         async with _connected(name) as ours:
-            yield ours
+            yield ours, None
         return
     stream = await streams.get(namespace, name)
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    task = asyncio.ensure_future(_to_stream(stream, theirs))
+    task = asyncio.ensure_future(pump(stream, theirs))
     try:
-        yield ours
-        ours.shutdown(socket.SHUT_WR)
-        await task
+        yield ours, task
     finally:
         await _end(task, ours, theirs)
         stream.close()

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
 from carrel.engine import jsonio, server, specbuild, timefmt, view, web
+from carrel.engine.area import ContainerArea
 from carrel.engine.context import EngineContext
 from carrel.engine.model import Container
 
 if TYPE_CHECKING:
-    from carrel.engine.manager import Manager
+    pass
 
 _STAT = "X-Docker-Container-Path-Stat"
 _TAR = {"Content-Type": "application/x-tar"}
@@ -42,17 +43,7 @@ def _header(value: dict[str, Any]) -> str:
     return base64.b64encode(jsonio.encode(shown)).decode()
 
 
-class _Area:
-    def __init__(self, ctx: EngineContext) -> None:
-        self.ctx = ctx
-
-    @property
-    def manager(self) -> Manager:
-        return self.ctx.containers  # type: ignore[return-value]
-
-    def find(self, request: web.Request) -> Container:
-        return self.manager.find(request.match_info["id"])
-
+class _Area(ContainerArea):
     async def stat(self, request: web.Request) -> web.Response:
         container = self.find(request)
         async with view.target(self.manager, container) as where:

@@ -11,11 +11,12 @@ from carrel.engine import create as creating
 from carrel.engine import explain, jsonio, links, remove, start, stop, timefmt, top, update, web
 from carrel.engine import filters as filtering
 from carrel.engine import inspect as views
+from carrel.engine.area import ContainerArea
 from carrel.engine.context import EngineContext
 from carrel.engine.model import Container
 
 if TYPE_CHECKING:
-    from carrel.engine.manager import Manager
+    pass
 
 _PRUNE = frozenset({"until", "label", "label!"})
 
@@ -46,17 +47,7 @@ def _no_content() -> web.Response:
     return web.Response(status=204)
 
 
-class _Area:
-    def __init__(self, ctx: EngineContext) -> None:
-        self.ctx = ctx
-
-    @property
-    def manager(self) -> Manager:
-        return self.ctx.containers  # type: ignore[return-value]
-
-    def find(self, request: web.Request) -> Container:
-        return self.manager.find(request.match_info["id"])
-
+class _Area(ContainerArea):
     async def list(self, request: web.Request) -> web.Response:
         filters = filtering.parse(request.query.get("filters"), views.FILTERS)
         limit = jsonio.integer(request, "limit", 0) or 0

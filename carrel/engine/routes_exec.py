@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from carrel import errdefs
 from carrel.engine import execs, jsonio, streams, validate, web
+from carrel.engine.area import Area
 from carrel.engine.context import EngineContext
 from carrel.engine.routes_containers import window
 from carrel.engine.server import VERSION
 from carrel.engine.streams import Session
 
 if TYPE_CHECKING:
-    from carrel.engine.manager import Manager
+    pass
 
 #: how long a resize waits for its process to start, as in Docker
 _START_SECONDS = 10.0
@@ -30,14 +31,7 @@ def routes(ctx: EngineContext) -> list[web.RouteDef]:
     ]
 
 
-class _Area:
-    def __init__(self, ctx: EngineContext) -> None:
-        self.ctx = ctx
-
-    @property
-    def manager(self) -> Manager:
-        return self.ctx.containers  # type: ignore[return-value]
-
+class _Area(Area):
     async def create(self, request: web.Request) -> web.Response:
         container = self.manager.find(request.match_info["id"])
         item = execs.create(self.manager, container, await jsonio.read_object(request))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from carrel import errdefs
 from carrel.engine import filters as filtering
 from carrel.engine import jsonio, networks, schema, timefmt, web
+from carrel.engine.area import Area
 from carrel.engine.context import EngineContext
 from carrel.network.api import Network
 
@@ -27,10 +28,7 @@ def routes(ctx: EngineContext) -> list[web.RouteDef]:
     ]
 
 
-class _Area:
-    def __init__(self, ctx: EngineContext) -> None:
-        self.ctx = ctx
-
+class _Area(Area):
     def find(self, request: web.Request) -> Network:
         return self.ctx.network.network(request.match_info["id"])
 

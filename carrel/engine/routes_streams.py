@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from carrel import errdefs
 from carrel.engine import jsonio, jsonlog, stats, streams, texts, timefmt, web
+from carrel.engine.area import ContainerArea
 from carrel.engine.context import EngineContext
 from carrel.engine.model import RESTARTING, Container
 from carrel.engine.server import VERSION
@@ -16,7 +17,7 @@ from carrel.engine.start import log_path
 from carrel.engine.streams import STDERR, STDOUT, Session
 
 if TYPE_CHECKING:
-    from carrel.engine.manager import Manager
+    pass
 
 #: a frame's stream and size, in one call; the frame of streams.frame()
 _frame_head = struct.Struct(">B3xI").pack
@@ -35,17 +36,7 @@ def routes(ctx: EngineContext) -> list[web.RouteDef]:
     ]
 
 
-class _Area:
-    def __init__(self, ctx: EngineContext) -> None:
-        self.ctx = ctx
-
-    @property
-    def manager(self) -> Manager:
-        return self.ctx.containers  # type: ignore[return-value]
-
-    def find(self, request: web.Request) -> Container:
-        return self.manager.find(request.match_info["id"])
-
+class _Area(ContainerArea):
     # --- attach -----------------------------------------------------------------
     def _session(self, request: web.Request, container: Container, *, framed: bool | None = None
                  ) -> Session:

@@ -13,11 +13,12 @@ from carrel.engine import events as bus
 from carrel.engine import filters as filtering
 from carrel.engine import inspect as views
 from carrel.engine import jsonio, server, timefmt, web
+from carrel.engine.area import Area
 from carrel.engine.context import EngineContext
 from carrel.engine.model import PAUSED, RUNNING
 
 if TYPE_CHECKING:
-    from carrel.engine.manager import Manager
+    pass
 
 VERSION = "0.1.0"
 
@@ -36,14 +37,7 @@ def routes(ctx: EngineContext) -> list[web.RouteDef]:
     ]
 
 
-class _Area:
-    def __init__(self, ctx: EngineContext) -> None:
-        self.ctx = ctx
-
-    @property
-    def manager(self) -> Manager:
-        return self.ctx.containers  # type: ignore[return-value]
-
+class _Area(Area):
     async def ping(self, request: web.Request) -> web.Response:
         return web.Response(
             body=b"OK" if request.method == "GET" else b"",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from carrel import errdefs
 from carrel.engine import filters as filtering
 from carrel.engine import jsonio, schema, server, web
+from carrel.engine.area import Area
 from carrel.engine.context import EngineContext, Volume
 from carrel.engine.volumes import DRIVER, disk_usage, view
 
@@ -34,10 +35,7 @@ def routes(ctx: EngineContext) -> list[web.RouteDef]:
     ]
 
 
-class _Area:
-    def __init__(self, ctx: EngineContext) -> None:
-        self.ctx = ctx
-
+class _Area(Area):
     @property
     def volumes(self) -> VolumeService:
         return self.ctx.volumes  # type: ignore[return-value]

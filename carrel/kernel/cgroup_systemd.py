@@ -316,22 +316,21 @@ def parse_annotation(key: str, value: str) -> Property:
 
 
 # --- the managers -------------------------------------------------------------------
-class SystemdV2(ManagerV2):
+class _InUnit(Manager):
+    """What is the same for both versions: the cgroup lives and dies with its unit."""
+
     driver: Driver
 
-    @classmethod
-    def load(cls, state: dict[str, Any]) -> SystemdV2:
-        found = super().load(state)
-        assert isinstance(found, SystemdV2)
-        found.driver = Driver(None, [])
-        return found
+    def properties(self, resources: Resources) -> list[Property]:
+        """The limits in systemd's words; Conflict or InvalidParameter for those that cannot be."""
+        raise NotImplementedError
 
     def refuse_used(self) -> None:
         """systemd refuses a unit that runs; ours holds the placeholder."""
 
     def create(self, resources: Resources | None = None) -> None:
         resources = resources or {}
-        self.driver.start(properties_v2(resources))
+        self.driver.start(self.properties(resources))
         try:
             super().create(resources)
         except BaseException:
@@ -344,7 +343,7 @@ class SystemdV2(ManagerV2):
         return super().to_state()
 
     def update(self, resources: Resources) -> None:
-        self.driver.update(self.unit, properties_v2(resources))
+        self.driver.update(self.unit, self.properties(resources))
         super().update(resources)
 
     def close(self) -> None:
@@ -357,8 +356,19 @@ class SystemdV2(ManagerV2):
         super().delete()
 
 
-class SystemdV1(ManagerV1):
-    driver: Driver
+class SystemdV2(_InUnit, ManagerV2):
+    @classmethod
+    def load(cls, state: dict[str, Any]) -> SystemdV2:
+        found = super().load(state)
+        assert isinstance(found, SystemdV2)
+        found.driver = Driver(None, [])
+        return found
+
+    def properties(self, resources: Resources) -> list[Property]:
+        return properties_v2(resources)
+
+
+class SystemdV1(_InUnit, ManagerV1):
     late = False
 
     @classmethod
@@ -368,33 +378,9 @@ class SystemdV1(ManagerV1):
         found.driver = Driver(None, [])
         return found
 
-    def refuse_used(self) -> None:
-        """See :class:`SystemdV2`."""
+    def properties(self, resources: Resources) -> list[Property]:
+        return properties_v1(resources)
 
     def create(self, resources: Resources | None = None) -> None:
-        resources = resources or {}
-        self._check(resources)
-        self.driver.start(properties_v1(resources))
-        try:
-            super().create(resources)
-        except BaseException:
-            self.driver.stop(self.unit)
-            raise
-
-    def to_state(self) -> dict[str, Any]:
-        # the state is kept once the container's first process stands
-        self.driver.joined()
-        return super().to_state()
-
-    def update(self, resources: Resources) -> None:
-        self.driver.update(self.unit, properties_v1(resources))
-        super().update(resources)
-
-    def close(self) -> None:
-        self.driver.joined()
-        super().close()
-
-    def delete(self) -> None:
-        self.close()
-        self.driver.stop(self.unit)
-        super().delete()
+        self._check(resources or {})
+        super().create(resources)
