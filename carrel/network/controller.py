@@ -253,8 +253,10 @@ class Controller:
         if "policy drop" in text:
             self.warnings.append(
                 "WARNING: the iptables chain FORWARD has the policy DROP (Docker sets it): packets "
-                "of containers are dropped unless a rule accepts them, for example: iptables -I "
-                f"{'DOCKER-USER' if 'DOCKER-USER' in text else 'FORWARD'} -i carrel+ -j ACCEPT")
+                "of containers are dropped unless rules accept them, for example: iptables -I "
+                f"{'DOCKER-USER' if 'DOCKER-USER' in text else 'FORWARD'} -i carrel+ -j ACCEPT, "
+                "and the same with -o carrel+, -i cr-+ and -o cr-+ (what is not published stays "
+                "closed: Carrel's own rules see to that)")
 
     def _sweep(self, kernel: Kernel) -> None:
         """Namespaces without a record: a start that its daemon did not finish."""
