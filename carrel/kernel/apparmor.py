@@ -136,7 +136,7 @@ def load() -> None:
         arguments = [program, "--replace", "--skip-cache"]
         pid = os.posix_spawn(program, arguments, _ENVIRONMENT, file_actions=[
             (os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, output, 1),
-            (os.POSIX_SPAWN_DUP2, output, 2)])
+            (os.POSIX_SPAWN_DUP2, output, 2)], setsigmask=())
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         record.note("apparmor_parser", tuple(arguments[1:]), status)
         if status:

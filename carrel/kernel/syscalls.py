@@ -35,6 +35,7 @@ from carrel.kernel.libc import encode, fail, function, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 AT_EMPTY_PATH = 0x1000
@@ -95,6 +96,7 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_NO_XDEV = 0x01
 SIGCHLD = 17
+SIGNALFD_SIGINFO = 128  # bytes that are read for each signal; the first four are its number
 
 PROC_SUPER_MAGIC = 0x9FA0
 SYSFS_MAGIC = 0x62656572
@@ -174,6 +176,7 @@ _setresgid = _raw("setresgid", c_uint, c_uint, c_uint)
 _setresuid = _raw("setresuid", c_uint, c_uint, c_uint)
 _umount2 = function("umount2", c_char_p, c_int)
 _unshare = function("unshare", c_int)
+_signalfd = function("signalfd", c_int, c_char_p, c_int)
 _statfs = function("fstatfs", c_int, c_void_p)
 
 # Made once: to make an array type takes longer than most calls, and these are needed in
@@ -468,6 +471,12 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 
 def join_session_keyring(name: str) -> None:
     _keyctl(1, encode(name), 0)
+
+
+def signalfd(signals: Iterable[int]) -> int:
+    """A descriptor that gives the (blocked) ``signals`` that came; non-blocking."""
+    bits = sum(1 << (n - 1) for n in signals)
+    return int(_signalfd(-1, bits.to_bytes(128, "little"), os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def ioprio_set(priority: int) -> None:

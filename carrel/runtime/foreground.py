@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal.py needs enum: 3 ms of import
 import os
+from _struct import iter_unpack
 from errno import EAGAIN, ECHILD, EINTR, EIO
 from fcntl import F_GETFL, F_SETFL, fcntl
 from select import POLLIN, poll
@@ -22,20 +23,19 @@ _SIGCHLD, _SIGURG, _SIGWINCH = 17, 23, 28
 _NOT_FORWARDED = {9, 19, _SIGCHLD, _SIGURG, 13, 11, 7, 8, 4, 6, 5, 31, 18, 20, 21, 22}
 
 
-class Foreground:
-    """Signals are read from a pipe that the interpreter's handler feeds."""
+_WATCHED = tuple(n for n in (*range(1, 32), *range(34, 65))
+                 if n not in _NOT_FORWARDED or n == _SIGCHLD)
 
-    __slots__ = ("_console", "_own", "_saved", "_stdin_open", "_wake", "_wake_write")
+
+class Foreground:
+    """Signals are blocked and read from a signalfd: two calls, where handlers take fifty,
+    here and once more in the child, which must not have them."""
+
+    __slots__ = ("_console", "_own", "_saved", "_stdin_open", "_wake")
 
     def __init__(self) -> None:
-        self._wake, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        _signal.set_wakeup_fd(self._wake_write)
-        for number in (*range(1, 32), *range(34, 65)):
-            if number not in _NOT_FORWARDED or number == _SIGCHLD:
-                try:
-                    _signal.signal(number, _nothing)
-                except (OSError, ValueError):
-                    continue
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _WATCHED)
+        self._wake = syscalls.signalfd(_WATCHED)
         self._console = -1
         self._own = -1
         self._saved: list[Any] | None = None
@@ -113,7 +113,8 @@ class Foreground:
                 found = status
 
     def _forward(self, made: Container | Process) -> None:
-        for number in os.read(self._wake, 256):
+        data = os.read(self._wake, 16 * syscalls.SIGNALFD_SIGINFO)
+        for (number,) in iter_unpack("I124x", data):
             if number == _SIGWINCH:
                 self._resize()
             elif number not in _NOT_FORWARDED:
@@ -157,13 +158,7 @@ class Foreground:
         if self._saved is not None:
             _set_modes(self._saved[0], self._saved[1])
             self._saved = None
-        _signal.set_wakeup_fd(-1)
         os.close(self._wake)
-        os.close(self._wake_write)
-
-
-def _nothing(number: int, frame: Any) -> None:
-    """The wake-up pipe has it."""
 
 
 def _set_modes(fd: int, modes: list[Any]) -> None:
