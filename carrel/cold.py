@@ -11,9 +11,9 @@ an archive, or with one of another Python, everything is imported as usual.
     index     marshal: {module: (source, mtime_ns, size, package folder, begin, end)}; begin
               and end of the group of modules it is in, -1 for an extension module
     groups    marshal: {module: code}
-"""
 
-from __future__ import annotations
+This module itself is looked for, so it does without ``__future__``, which would be, too.
+"""
 
 import gc
 import io
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     Entry = tuple[str, int, int, str, int, int]
 
 HEAD = 8
+#: a file that a power failure left without its contents
+_DAMAGED = (EOFError, TypeError, ValueError)
 
 
 class Archive:
@@ -38,12 +40,12 @@ class Archive:
 
     __slots__ = ("_codes", "_data", "_index")
 
-    def __init__(self, index: dict[str, Entry], data: memoryview) -> None:
+    def __init__(self, index: "dict[str, Entry]", data: memoryview) -> None:
         self._index = index
         self._data = data
         self._codes: dict[str, CodeType] = {}
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> "Any":
         entry = self._index.get(name)
         if entry is None:
             return None
@@ -57,7 +59,11 @@ class Archive:
         if begin < 0:
             return ModuleSpec(name, ExtensionFileLoader(name, source), origin=source)
         if name not in self._codes:
-            self._codes.update(marshal.loads(self._data[begin:end]))
+            try:
+                self._codes.update(marshal.loads(self._data[begin:end]))
+            except _DAMAGED:
+                self.empty()
+                return None
         spec = ModuleSpec(name, self, origin=source)  # type: ignore[arg-type]
         if folder:
             spec.submodule_search_locations = [folder]
@@ -66,10 +72,10 @@ class Archive:
     def empty(self) -> None:
         self._index, self._data, self._codes = {}, memoryview(b""), {}
 
-    def create_module(self, spec: Any) -> None:
+    def create_module(self, spec: "Any") -> None:
         """The default kind of module."""
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: "ModuleType") -> None:
         module.__file__ = module.__spec__.origin  # type: ignore[union-attr]
         exec(self._codes.pop(module.__name__), module.__dict__)  # noqa: S102
 
@@ -83,12 +89,13 @@ def use(path: str) -> None:
     gc.disable()
     try:
         data = memoryview(io.FileIO(path).readall() or b"")
-    except OSError:
+        if data[:4] != MAGIC_NUMBER:
+            return
+        groups = HEAD + int.from_bytes(data[4:HEAD], "little")
+        index = marshal.loads(data[HEAD:groups])
+    except (OSError, *_DAMAGED):
         return
-    if data[:4] != MAGIC_NUMBER:
-        return
-    groups = HEAD + int.from_bytes(data[4:HEAD], "little")
-    sys.meta_path.insert(0, Archive(marshal.loads(data[HEAD:groups]), data[groups:]))
+    sys.meta_path.insert(0, Archive(index, data[groups:]))
 
 
 def leave() -> None:

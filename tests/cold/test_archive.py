@@ -68,13 +68,19 @@ def test_a_module_that_was_removed_is_not_served(package: Path) -> None:
         look(package)
 
 
-@pytest.mark.parametrize("spoil", ["missing", "empty", "another Python's"])
+@pytest.mark.parametrize("spoil", ["missing", "empty", "another Python's", "cut in the index",
+                                   "cut in a group", "zeros"])
 def test_without_a_usable_archive_imports_are_as_usual(package: Path, spoil: str) -> None:
     archive = package / "pack.code"
     if spoil == "missing":
         archive.unlink()
     elif spoil == "empty":
         archive.write_bytes(b"")
+    elif spoil.startswith("cut"):
+        archive.write_bytes(archive.read_bytes()[:40 if spoil.endswith("index") else -20])
+    elif spoil == "zeros":
+        head = 8 + int.from_bytes(archive.read_bytes()[4:8], "little")
+        archive.write_bytes(archive.read_bytes()[:head].ljust(archive.stat().st_size, b"\0"))
     else:
         archive.write_bytes(b"\0\0\r\n" + archive.read_bytes()[4:])
     assert look(package) == "2"
