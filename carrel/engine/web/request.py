@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from carrel.engine.web.connection import Connection
 
 #: a body waits for its reader up to this; then the client does
-HIGH_WATER, LOW_WATER = 256 << 10, 64 << 10
+HIGH_WATER = 256 << 10
 
 
 class Query(dict[str, str]):
@@ -50,7 +49,7 @@ class Content:
 
     def __init__(self, connection: Connection, done: bool) -> None:
         self._connection = connection
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         #: the client has sent all of it
@@ -59,14 +58,13 @@ class Content:
         self.size = 0
 
     async def iter_any(self) -> AsyncIterator[bytes]:
-        """What has come so far, piece by piece, to the body's end."""
+        """What has come so far, again and again, to the body's end: clients send chunks of
+        32 KiB, and whoever passes them on would rather have more at once."""
         while True:
-            while self._pieces:
-                piece = self._pieces.popleft()
-                self.size -= len(piece)
-                if self.size < LOW_WATER:
-                    self._connection.body_wanted()
-                yield piece
+            while pieces := self._pieces:
+                self._pieces, self.size = [], 0
+                self._connection.body_wanted()
+                yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
             if self._error is not None:
                 raise self._error
             if self.done:
