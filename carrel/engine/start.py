@@ -177,7 +177,8 @@ def runtime_error(error: errdefs.CarrelError, command: str) -> errdefs.CarrelErr
 
 
 def exit_code_of(message: str) -> int:
-    """What Docker makes of the runtime's words."""
+    """What Docker makes of the runtime's words, which crun begins with a capital."""
+    message = message.lower()
     if any(t in message for t in ("executable file not found", "no such file or directory",
                                   "system cannot find the file specified")):
         return 127

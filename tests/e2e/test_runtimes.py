@@ -43,6 +43,8 @@ def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     path = _program(work, name)
     if not path:
         pytest.skip(f"no Debian package has {name}")
+    if name == "crun" and not leakcheck.cgroups_are_plain():
+        pytest.skip("crun makes folders for a hierarchy that is not mounted, and leaves them")
     before = leakcheck.take()
     stack = Stack(work, "--add-runtime", f"other={path}", "--default-runtime", "other")
     stack.start()

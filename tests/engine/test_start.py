@@ -46,3 +46,12 @@ async def test_what_was_asked_for_is_there_before_it_is_taken_back(
     with pytest.raises((OSError, asyncio.CancelledError)):
         await running
     assert order == ["made", "taken back"]
+
+
+@pytest.mark.parametrize(("words", "code"), [
+    ('exec: "x": executable file not found in $PATH', 127),
+    ("executable file `x` not found in $PATH: No such file or directory", 127),
+    ("open `/etc/passwd`: Permission denied", 126), ("exec /x: exec format error", 126),
+    ("the runtime is on fire", 128)])
+def test_exit_codes_by_the_words_of_runtimes(words: str, code: int) -> None:
+    assert start.exit_code_of(words) == code

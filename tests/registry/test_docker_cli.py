@@ -363,8 +363,8 @@ def test_pull_from_a_broken_registry(docker: Cli, running: Stack, how: str) -> N
         if how != "gone":
             said = one_line(docker.run("pull", name, timeout=120))
             wanted = {"manifest-500": "500", "layer-500": "500", "layer-503": "503",
-                      "layer-cut": "EOF"}[how]
-            assert wanted in said, said
+                      "layer-cut": "EOF|connection reset by peer"}[how]
+            assert any(words in said for words in wanted.split("|")), said
             assert name not in names(docker)
             # the registry is well again: so is the pull
             fake.hooks.clear()
@@ -397,7 +397,7 @@ def test_push_to_a_broken_registry(docker: Cli, how: str) -> None:
         hook, wanted = {
             "start-500": (method("POST", "/uploads/", 500, "UNKNOWN", "no disk"), "500"),
             "upload-500": (method("PUT", "/uploads/", 500, "UNKNOWN", "no disk"), "500"),
-            "upload-cut": (cut, "EOF"),
+            "upload-cut": (cut, "EOF|connection reset by peer"),
             "manifest-500": (method("PUT", "/manifests/", 500, "UNKNOWN", "no disk"), "500"),
             "unauthorized": (lambda request: web.Response(
                 status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}),
@@ -407,7 +407,7 @@ def test_push_to_a_broken_registry(docker: Cli, how: str) -> None:
         fake.hooks[:] = [hook, accepts_pushes(fake)]
         docker.ok("tag", "busybox", name)
         said = one_line(docker.run("push", name, timeout=120))
-        assert wanted in said, said
+        assert any(words in said for words in wanted.split("|")), said
         # and with a registry that works it works
         fake.hooks[:] = [accepts_pushes(fake)]
         assert "1: digest: sha256:" in docker.ok("push", name)
