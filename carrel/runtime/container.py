@@ -79,6 +79,10 @@ class Container:
     @property
     def alive(self) -> bool:
         """Whether the very process we started is still there (pids are reused)."""
+        if self.pidfd >= 0:  # opened when it was made, or checked when it was opened
+            watch = poll()
+            watch.register(self.pidfd, POLLIN)
+            return not watch.poll(0)
         return self.pid > 0 and state_files.start_time(self.pid) == self.record["startTime"]
 
     @property

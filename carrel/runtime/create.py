@@ -139,8 +139,8 @@ class Maker:
     """One creation: planning, and the conversation with the child."""
 
     __slots__ = ("_aside", "_container", "bundle", "child", "console", "descriptors", "helper",
-                 "joined", "kernel", "launch", "map_fds", "rootfs", "settings", "spaces", "spec",
-                 "stock", "view")
+                 "joined", "kernel", "launch", "map_fds", "rootfs", "rootfs_path", "settings",
+                 "spaces", "spec", "stock", "view")
 
     def __init__(self, spec: Spec, bundle: str, start: launch.Launch, settings: Settings,
                  kernel: Any, stock: Stock | None = None) -> None:
@@ -160,13 +160,11 @@ class Maker:
         self.map_fds: dict[int, int] = {}
         #: (path, descriptor) of the namespaces that are joined
         self.joined: list[tuple[str, int]] = []
-        self.rootfs = self.find_rootfs()
+        root = (spec.get("root") or {}).get("path") or "rootfs"
+        self.rootfs_path = os.path.join(self.bundle, root)
+        self.rootfs = os.path.realpath(self.rootfs_path)
         self._aside = ""
         self._container: Container | None = None
-
-    def find_rootfs(self) -> str:
-        root = (self.spec.get("root") or {}).get("path") or "rootfs"
-        return os.path.realpath(os.path.join(self.bundle, root))
 
     # --- planning ------------------------------------------------------------
     def plan(self, raw: bytes, stdio: tuple[int, int, int] | None,

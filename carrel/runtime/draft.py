@@ -58,7 +58,7 @@ class Draft:
         if (raw == self._raw and bool(rootfs_mounts)
                 and (id, bundle, root, _values(settings)) == self._asked
                 and terminal in (None, bool(process.get("terminal")))
-                and maker.find_rootfs() == maker.rootfs
+                and self._same_root()
                 and self._same_namespaces()):
             return True
         self.close()
@@ -90,16 +90,17 @@ class Draft:
         return next(n for n, one in enumerate(self._maker.child.before)
                     if isinstance(one, mounts.MountRootfs))
 
+    def same_config(self) -> bool:
+        """Is everything as it was that the plan was made from?"""
+        return (create.read_config(self._asked[1]) == self._raw and self._same_root()
+                and self._same_namespaces())
+
+    def _same_root(self) -> bool:
+        return _identity(self._maker.rootfs_path) == _identity(self._maker.rootfs)
+
     def _same_namespaces(self) -> bool:
         """Do the paths still lead to the namespaces that were opened?"""
-        try:
-            for path, fd in self._maker.joined:
-                now, then = os.stat(path), os.fstat(fd)
-                if (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino):
-                    return False
-        except OSError:
-            return False
-        return True
+        return all(_identity(path) == _identity(fd) for path, fd in self._maker.joined)
 
     def begin(self, stdio: tuple[int, int, int] | None,
               rootfs_mounts: list[Spec]) -> create.Pending:
@@ -125,6 +126,14 @@ class Draft:
 
 
 _LATER: Spec = {"type": "none", "source": "later", "options": []}
+
+
+def _identity(file: str | int) -> tuple[int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _values(settings: create.Settings) -> tuple[object, ...]:

@@ -62,7 +62,9 @@ def read(path: str, *, follow: bool = False) -> bytes:
     try:
         parts = []
         size = 0
-        while chunk := os.read(fd, 1 << 20):
+        # as much as there is: memory for a megabyte is mapped and unmapped by the allocator
+        expected = max(os.fstat(fd).st_size + 1, 512)
+        while chunk := os.read(fd, min(expected, 1 << 20)):
             size += len(chunk)
             if size > json.LIMIT:
                 raise InvalidParameter(f"{path} is too large")

@@ -6,9 +6,10 @@ import os
 
 from carrel.errdefs import CarrelError, Conflict, NotFound, SystemFailure
 from carrel.runtime import api
+from carrel.runtime.create import read_config
 from carrel.shim import explain
 from carrel.shim.driver import Driver, Made
-from carrel.shim.worker import Worker, make_settings, read_config, shares_pids
+from carrel.shim.worker import Worker, make_settings, shares_pids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import gc
 import os
+import select
 
 from carrel import errdefs
 from carrel.kernel import record
@@ -151,12 +152,20 @@ def serve(control: Socket, kernel: Sibling, stock: Stock | None = None) -> None:
             return
         if packet[:1] == b"\0":
             draft = foresee(packet[1:], kernel, stock)
+            if draft is not None and idle(control):
+                # Since its clone init shares our pages: now, and not when Create is here,
+                # is the time to copy those that reading it will write to.
+                json.loads(_SAMPLE)
+                draft.same_config()
             continue
         try:
             request = json.loads(packet)
             if request["op"] == "create":
                 plan, draft = draft, None
                 made = _create(control, request, fds, kernel, plan)
+                if made is not None and idle(control):
+                    json.loads(_SAMPLE)
+                    made.status  # noqa: B018  (as above: this is what start asks first)
             elif request["op"] == "exec":
                 _exec(control, request, fds, kernel)
             else:
@@ -170,6 +179,20 @@ def serve(control: Socket, kernel: Sibling, stock: Stock | None = None) -> None:
             answer(control, {"error": {"kind": kind, "text": api.message(error)}})
         for fd in fds:
             os.close(fd)
+
+
+#: as long and as deep as a request to create
+_SAMPLE = (b'{"op": "create", "id": "i", "bundle": "/b", "root": "/r", "terminal": false, '
+           b'"mounts": [{"type": "overlay", "source": "overlay", "target": "", "options": '
+           b'["a", "b", "c"]}], "settings": {"systemd_cgroup": false, "no_pivot": false, '
+           b'"no_new_keyring": false}}')
+
+
+def idle(control: Socket) -> bool:
+    """Has nobody asked for anything yet?"""
+    watch = select.poll()
+    watch.register(control, select.POLLIN)
+    return not watch.poll(0)
 
 
 def answer(control: Socket, found: Answer, console: int = -1) -> None:
@@ -190,7 +213,7 @@ def foresee(packet: bytes, kernel: Sibling, stock: Stock | None) -> Draft | None
     try:
         request = json.loads(packet)
         bundle = request["bundle"]
-        config = read_config(bundle)
+        config = create.read_config(bundle)
         if needs_parent(config):
             return None
         explain.begin(config)
@@ -212,7 +235,7 @@ def make_settings(values: dict[str, bool]) -> Settings:
 def _create(control: Socket, request: Answer, fds: list[int], kernel: Sibling,
             draft: Draft | None) -> api.Container | None:
     bundle, settings = request["bundle"], make_settings(request["settings"])
-    config = read_config(bundle)
+    config = create.read_config(bundle)
     stdio = (fds[0], fds[1], fds[2]) if fds else None
     planned = draft is not None and draft.fits(
         config, request["id"], bundle, request["root"], request["terminal"], request["mounts"],
@@ -249,12 +272,6 @@ def _create(control: Socket, request: Answer, fds: list[int], kernel: Sibling,
 def describe(made: api.Container) -> Answer:
     return {"pid": made.pid, "cgroup": dict(made.cgroup.paths),
             "shares_pids": shares_pids(made.spec)}
-
-
-def read_config(bundle: str) -> bytes:
-    """The text of config.json."""
-    with open(os.path.join(bundle, "config.json"), "rb", buffering=0) as file:
-        return file.read() or b""
 
 
 def needs_parent(text: bytes) -> bool:
