@@ -23,6 +23,8 @@ _DRAIN_SECONDS = 2.0
 class FifoStdio:
     """Three FIFOs in a folder of their own."""
 
+    early = False
+
     def __init__(self, folder: str, *, stdin: bool, terminal: bool, stdin_once: bool = False,
                  log: jsonlog.Writer | None = None,
                  close_stdin: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -69,7 +71,7 @@ class FifoStdio:
         if self._stdin_ended:
             self.end_stdin()
 
-    async def attach(self, session: Session) -> None:
+    async def attach(self, session: Session, creating: asyncio.Future[int] | None = None) -> None:
         self._sessions.append(session)
         session.on_drain = self._resume
         session.on_close = lambda: self._leave(session)

@@ -122,15 +122,18 @@ async def _run(manager: Manager, container: Container, stdio: Stdio, mounts: lis
         try:
             await asyncio.sleep(0)  # the request leaves: the commit runs while the shim works
             _commit_intent(manager, container)
+            if stdio.early:
+                await _join(container, stdio, creating)
+        except errdefs.CarrelError:
+            await creating  # why nobody could be joined
+            raise
         except BaseException:
             # what it still makes must be there before it can be taken back
             await asyncio.gather(creating, return_exceptions=True)
             raise
         pid = await creating
         await stdio.created()
-        pending, container.pending = container.pending, []
-        for session in pending:
-            await stdio.attach(session)
+        await _join(container, stdio)
         await manager.tasks.start(container.id)
         trace = explain.CURRENT.get()
         if trace is not None:
@@ -138,6 +141,19 @@ async def _run(manager: Manager, container: Container, stdio: Stdio, mounts: lis
     except errdefs.CarrelError as error:
         raise runtime_error(error, container.record.path) from error
     return pid
+
+
+async def _join(container: Container, stdio: Stdio,
+                creating: asyncio.Future[int] | None = None) -> None:
+    """Who attached before the start, so that they see all of the output."""
+    pending = container.pending
+    while pending and not (creating and creating.done()):
+        session = pending.pop(0)
+        try:
+            await stdio.attach(session, creating)
+        except BaseException:
+            pending.insert(0, session)  # ended by whoever undoes the start
+            raise
 
 
 def _commit_intent(manager: Manager, container: Container) -> None:

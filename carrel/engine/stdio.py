@@ -18,6 +18,9 @@ from urllib.parse import urlencode
 from carrel import errdefs
 from carrel.engine.streams import Session
 
+#: seconds until a shim that is at work is looked at again
+_LOOK_AGAIN = 0.001
+
 
 class Stdio(Protocol):
     """One process's streams. ``stdin``, ``stdout``, ``stderr`` go into the request."""
@@ -25,6 +28,8 @@ class Stdio(Protocol):
     stdin: str
     stdout: str
     stderr: str
+    #: clients can be joined while the task is being created
+    early: bool
 
     async def open(self) -> None:
         """Before the task or exec process is created."""
@@ -32,7 +37,7 @@ class Stdio(Protocol):
     async def created(self) -> None:
         """The shim has opened its side."""
 
-    async def attach(self, session: Session) -> None:
+    async def attach(self, session: Session, creating: asyncio.Future[int] | None = None) -> None:
         """Join a client; output from here on, all of it when before the start."""
 
     async def drained(self) -> None:
@@ -116,6 +121,8 @@ class _Link(asyncio.Protocol):
 class ShimStdio:
     """``carrel://``: see docs/ARCHITECTURE.md, boundary containerd layer -> shim."""
 
+    early = True
+
     def __init__(self, socket: str, *, stdin: bool, terminal: bool, stdin_once: bool = False,
                  log: Mapping[str, str] | None = None) -> None:
         query = dict(log or {})
@@ -134,18 +141,32 @@ class ShimStdio:
     async def created(self) -> None:
         return None
 
-    async def attach(self, session: Session) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            _, link = await loop.create_unix_connection(lambda: _Link(session), self.path)
-        except OSError as error:
-            session.finish()
-            raise errdefs.SystemFailure(f"cannot attach to the shim: {error}") from error
+    async def attach(self, session: Session, creating: asyncio.Future[int] | None = None) -> None:
+        link = await self._connect(session, creating)
         self._links.add(link)
         _join(session, link, self._links)
         await link.ready
         if session.stdin:
             session.set_input(link)
+
+    def _is_there(self) -> bool:
+        return os.path.exists(self.path)
+
+    async def _connect(self, session: Session, creating: asyncio.Future[int] | None) -> _Link:
+        """To the shim, which listens long before it answers that the task is created."""
+        while True:
+            try:
+                if creating is None or self._is_there():
+                    _, link = await asyncio.get_running_loop().create_unix_connection(
+                        lambda: _Link(session), self.path)
+                    return link
+            except OSError as error:
+                if creating is None or creating.done():
+                    session.finish()
+                    raise errdefs.SystemFailure(f"cannot attach to the shim: {error}") from error
+            done, _ = await asyncio.wait([creating], timeout=_LOOK_AGAIN)
+            if done:
+                creating = None
 
     async def drained(self) -> None:
         return None  # the shim publishes the exit after its output was drained
