@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import EPERM
+from errno import ENOTDIR, EPERM
 from stat import S_ISDIR
 
 from carrel.kernel import paths, syscalls
@@ -135,7 +135,8 @@ class MountCgroups(MountOperation):
         tree = int(kernel.open_tree(syscalls.AT_FDCWD, entry["source"],
                                     syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE))
         try:
-            assert S_ISDIR(kernel.fstat(tree).st_mode)
+            if not S_ISDIR(kernel.fstat(tree).st_mode):
+                raise NotADirectoryError(ENOTDIR, "Not a directory", entry["source"])
             kernel.mount_setattr(tree, 0, attributes)
         except BaseException:
             kernel.close(tree)
