@@ -95,11 +95,10 @@ def begin(id: str, bundle: str, root: str, *, spec: Spec | None = None,
         spec = {**spec, "process": {**process, "terminal": wants_terminal}}
     maker = Maker(spec, bundle, launch.Launch(id, root), settings, kernel)
     try:
-        operations = maker.plan(raw, stdio, rootfs_mounts, console_size)
+        return Pending(maker, maker.plan(raw, stdio, rootfs_mounts, console_size))
     except BaseException:
         maker.close()
         raise
-    return Pending(maker, operations)
 
 
 class Pending:
@@ -433,9 +432,8 @@ class Maker:
 
     def close(self) -> None:
         self._close_helper()
-        for fd in self.descriptors:
-            os.close(fd)
-        self.descriptors.clear()
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
 
 def fill_process(child: Child, process: Spec) -> None:

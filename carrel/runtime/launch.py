@@ -227,17 +227,18 @@ class StartProcess(Operation):
         assert launch.child is not None
         ours, theirs = report.pair()
         try:
-            with born_into(kernel, launch.pid_namespace):
-                launch.pid, launch.pidfd = self._clone(kernel)
-                if launch.pid == 0:
-                    child_module.run(launch.child, report.Report(theirs))
+            try:
+                with born_into(kernel, launch.pid_namespace):
+                    launch.pid, launch.pidfd = self._clone(kernel)
+                    if launch.pid == 0:
+                        child_module.run(launch.child, report.Report(theirs))
+            finally:
+                theirs.close()
             launch.socket = ours
         except BaseException:
             ours.close()
             kill_and_reap(launch)
             raise
-        finally:
-            theirs.close()
 
     def _clone(self, kernel: Any) -> tuple[int, int]:
         child = self.launch.child
