@@ -30,7 +30,7 @@ class Child:
 
     def begin(self) -> None:
         """Before there is a loop or a thread; :meth:`start` goes on from there."""
-        if _peer(self._config.containerd_socket):
+        if serves(self._config.containerd_socket):
             return
         self._ready = self._listen()
         self._process = fork.containerd(self._command(), self._environment())
@@ -41,7 +41,7 @@ class Child:
             await self._await_ready(self._process)
             self._watcher = asyncio.ensure_future(self._watch())
             return
-        pid = _peer(self._config.containerd_socket)
+        pid = serves(self._config.containerd_socket)
         if pid:
             log.info(f"carrel-containerd of an earlier daemon is still here (pid {pid})")
             self._adopted = pid
@@ -184,7 +184,7 @@ def _environment() -> dict[str, str]:
     return {k: os.environ[k] for k in keep if k in os.environ}
 
 
-def _peer(path: str) -> int:
+def serves(path: str) -> int:
     """The pid that serves the socket; 0 when nobody does."""
     import struct
 

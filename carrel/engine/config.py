@@ -10,6 +10,9 @@ DEFAULT_DATA_ROOT = "/var/lib/carrel"
 DEFAULT_EXEC_ROOT = "/run/carrel"
 CARREL_RUNTIME = "io.containerd.carrel.v1"
 RUNC_RUNTIME = "io.containerd.runc.v2"
+#: our own containerd layer: in this process, or as carrel-containerd
+EMBEDDED, PROCESS = "embedded", "process"
+OWN = ("", EMBEDDED, PROCESS)
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +30,7 @@ class Config(msgspec.Struct, kw_only=True):
     exec_root: str = DEFAULT_EXEC_ROOT
     pidfile: str = ""
     config_file: str = ""
-    containerd: str = ""                 # "" = our own, "embedded", or a socket
+    containerd: str = EMBEDDED           # or PROCESS, or a socket
     containerd_namespace: str = "carrel"
     snapshotter: str = "overlayfs"
     group: str = ""
@@ -93,7 +96,7 @@ class Config(msgspec.Struct, kw_only=True):
     @property
     def foreign(self) -> bool:
         """Is the containerd somebody else's?"""
-        return bool(self.containerd) and self.containerd != "embedded"
+        return self.containerd not in OWN
 
     @property
     def containerd_socket(self) -> str:

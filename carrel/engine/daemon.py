@@ -67,15 +67,16 @@ class Daemon:
             ctx.spawn(restore.auto_removals(manager), "auto removals")
 
     async def _layer(self) -> Transport:
-        """The containerd layer: our own process, one that is there, or in this process."""
+        """The containerd layer: in this process, our own process, or one that is there."""
         config = self.config
-        if config.containerd == "embedded":
-            return await self._embedded()
         if self._child:
             await self._child.start()
+        elif not config.foreign:
+            return await self._embedded()
         return GrpcTransport(config.containerd_socket)
 
     async def _embedded(self) -> Transport:
+        from carrel.containerd.front import Front
         from carrel.containerd.service import build
 
         config = self.config
@@ -86,7 +87,10 @@ class Daemon:
         os.makedirs(os.path.dirname(config.containerd_socket), mode=0o711, exist_ok=True)
         await services.start()  # listens to the shims too
         self._undo.push_async_callback(services.stop)
-        return LocalTransport(services.servicers())
+        servicers = services.servicers()
+        front = Front(config.containerd_socket, servicers)
+        self._undo.push_async_callback(front.close)
+        return LocalTransport(servicers)
 
     async def _areas(self, ctx: EngineContext) -> None:
         from carrel.engine.images import ImageService

@@ -15,7 +15,7 @@ import msgspec
 
 from carrel import errdefs
 from carrel.engine import flagtable, jsonio, log, logopts, mountspec, validate
-from carrel.engine.config import CARREL_RUNTIME, RUNC_RUNTIME, Config, Runtime
+from carrel.engine.config import CARREL_RUNTIME, OWN, RUNC_RUNTIME, Config, Runtime
 
 DEFAULT_CONFIG_FILE = "/etc/carrel/daemon.json"
 #: keys of daemon.json that are not the flag's name
@@ -103,7 +103,7 @@ def merge(flags: dict[str, Any]) -> Config:
 
 
 def _foreign(containerd: Any) -> bool:
-    return bool(containerd) and containerd != "embedded"
+    return bool(containerd) and containerd not in OWN
 
 
 def _convert(flags: dict[str, Any]) -> dict[str, Any]:

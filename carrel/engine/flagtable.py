@@ -54,9 +54,9 @@ FLAGS: dict[str, tuple[tuple[str, str, dict[str, Any], str], ...]] = {
          "timeout of their own, -1 without limit (default: 15)"),
     ),
     "Containers": (
-        ("--containerd", "containerd", {"metavar": "SOCKET"},
-         "use the containerd at this socket; 'embedded' runs Carrel's own in this process "
-         "(default: Carrel's own as a process)"),
+        ("--containerd", "containerd", {"metavar": "WHERE"},
+         "'embedded': Carrel's own containerd layer, in this process; 'process': the same as "
+         "carrel-containerd; or the socket of another containerd (default: embedded)"),
         ("--containerd-namespace", "containerd_namespace", {"metavar": "NAME"},
          "containerd namespace to work in (default: carrel)"),
         ("-s,--storage-driver", "snapshotter", {"metavar": "NAME"},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from carrel import errdefs
 from carrel.engine import flags, log
-from carrel.engine.config import Config
+from carrel.engine.config import PROCESS, Config
 from carrel.kernel import memory
 
 if TYPE_CHECKING:
@@ -84,11 +84,12 @@ def _write_pidfile(path: str) -> None:
 
 def _run(config: Config) -> int:
     child = None
-    if not config.containerd:
-        from carrel.engine.child import Child
+    if not config.foreign:
+        from carrel.engine import child as layer
 
-        child = Child(config)
-        child.begin()
+        if config.containerd == PROCESS or layer.serves(config.containerd_socket):
+            child = layer.Child(config)
+            child.begin()
     try:
         import uvloop
 

@@ -19,8 +19,8 @@ from tests.e2e.engine import BIN, Cli, OverContainerd, Stack, peers
 
 ORIGINAL = os.environ.get("CARREL_E2E_ENGINE") == "docker"
 KINDS: dict[str, Callable[[Path], Stack]] = {
-    "grpc": Stack,
-    "embedded": lambda work: Stack(work, "--containerd=embedded"),
+    "embedded": Stack,
+    "process": lambda work: Stack(work, "--containerd=process"),
     "containerd-2.1": OverContainerd,
 }
 DOCKER_NEW = ("docker-28.5", lambda: str(peers("sid") / "usr/bin/docker"))
@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test runs over carrel-containerd; those marked ``transports`` also with the
-    containerd layer inside carreld, and over a real containerd with its own shim."""
+    """Every test runs with the containerd layer inside carreld; those marked ``transports``
+    also over carrel-containerd by gRPC, and over a real containerd with its own shim."""
     if "stack" in metafunc.fixturenames:
         marked = metafunc.definition.get_closest_marker("transports")
         kinds = [*KINDS] if marked and not ORIGINAL else [*KINDS][:1]

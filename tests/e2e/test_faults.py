@@ -17,12 +17,13 @@ from tests import images, leakcheck
 from tests.e2e.engine import BIN, Stack
 
 
-@pytest.fixture
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@pytest.fixture(params=["embedded", "process"])
+def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+        ) -> Iterator[Stack]:
     """A stack of its own for each test: it will be broken on purpose, and still
     leaves nothing behind."""
     before = leakcheck.take()
-    running = Stack(tmp_path_factory.mktemp("own"))
+    running = Stack(tmp_path_factory.mktemp("own"), f"--containerd={request.param}")
     running.start()
     archive = running.work / "busybox.tar"
     images.busybox_archive(archive)
@@ -91,6 +92,7 @@ def test_always_over_a_killed_carreld(own: Stack) -> None:
     cli.ok("rm", "-f", "always", "never")
 
 
+@pytest.mark.parametrize("own", ["process"], indirect=True)
 def test_kill_9_of_the_containerd_layer(own: Stack) -> None:
     cli = own.cli(str(BIN / "carrel"))
     cli.ok("run", "-d", "--name", "alive2", "busybox", "sleep", "1000")
@@ -107,7 +109,7 @@ def test_kill_9_of_the_zygote(own: Stack) -> None:
     cli = own.cli(str(BIN / "carrel"))
     cli.ok("run", "-d", "--name", "alive3", "busybox", "sleep", "1000")
     killed = 0
-    for layer in own.pids("carrel-containerd"):
+    for layer in own.pids("carrel-containerd") or own.pids("carreld"):
         with open(f"/proc/{layer}/task/{layer}/children", encoding="ascii") as f:
             children = [int(pid) for pid in f.read().split()]
         for child in children:

@@ -1,5 +1,5 @@
-"""A day's work, over each way to the containerd layer: carrel-containerd by gRPC, the layer
-inside carreld, and a real containerd 2.1 with its own shim and runc."""
+"""A day's work, over each way to the containerd layer: inside carreld, carrel-containerd by
+gRPC, and a real containerd 2.1 with its own shim and runc."""
 
 from __future__ import annotations
 

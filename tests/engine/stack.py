@@ -47,7 +47,7 @@ class Stack:
 
     def start(self) -> None:
         command = [str(CARRELD), "--data-root", str(self.data_root), "--exec-root",
-                   str(self.exec_root), *self.flags]
+                   str(self.exec_root), "--containerd", "process", *self.flags]
         with open(self.log_path, "ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
                                              stderr=log)
