@@ -39,9 +39,9 @@ class Front:
         self._opening = asyncio.ensure_future(self._open(sock))
 
     async def _open(self, sock: socket.socket) -> None:
-        from carrel.proto import rpc
+        from carrel.proto import grpc
 
-        self._server = rpc.server(self._servicers)
+        self._server = grpc.server(self._servicers)
         await self._server.start(sock=sock)
 
     async def close(self) -> None:

@@ -66,7 +66,7 @@ async def _serve(settings: config.Settings) -> int:
     from carrel.containerd.service import build
     from carrel.containerd.sockets import listen
     from carrel.kernel import memory
-    from carrel.proto import rpc
+    from carrel.proto import grpc
 
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -78,7 +78,7 @@ async def _serve(settings: config.Settings) -> int:
                      mirrors=tuple(settings.mirrors), insecure=tuple(settings.insecure))
     try:
         await services.start()
-        server = rpc.server(services.servicers())
+        server = grpc.server(services.servicers())
         await server.start(sock=listen(settings.address, 0o660, settings.uid, settings.gid))
         memory.settle()
         notify("READY=1")

@@ -9,7 +9,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
 from carrel import errdefs
-from carrel.proto import events_pb2, rpc
+from carrel.proto import events_pb2, grpc, rpc
 
 _TIMEOUT = 5.0
 
@@ -26,7 +26,7 @@ def publish(address: str, namespace: str, topic: str) -> int:
 
 
 async def _publish(address: str, namespace: str, request: events_pb2.PublishRequest) -> None:
-    transport = rpc.GrpcTransport(address)
+    transport = grpc.GrpcTransport(address)
     try:
         client = rpc.Service(transport, events_pb2, "Events", {rpc.NAMESPACE_HEADER: namespace})
         await client.Publish(request, timeout=_TIMEOUT)

@@ -2,7 +2,7 @@
 
     services = build(root, state, address=...)
     await services.start()
-    server = rpc.server(services.servicers())     or   rpc.LocalTransport(services.servicers())
+    server = grpc.server(services.servicers())     or   rpc.LocalTransport(services.servicers())
     await services.stop()
 """
 

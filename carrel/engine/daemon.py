@@ -18,7 +18,7 @@ from carrel.engine.events import EventBus
 from carrel.engine.manager import Manager
 from carrel.engine.store import Store
 from carrel.engine.watch import Watcher
-from carrel.proto.rpc import GrpcTransport, LocalTransport, Transport
+from carrel.proto.rpc import LocalTransport, Transport
 
 #: seconds beyond a container's own stop timeout: for the kill, and what follows it
 _GRACE = 5
@@ -73,6 +73,8 @@ class Daemon:
             await self._child.start()
         elif not config.foreign:
             return await self._embedded()
+        from carrel.proto.grpc import GrpcTransport
+
         return GrpcTransport(config.containerd_socket)
 
     async def _embedded(self) -> Transport:

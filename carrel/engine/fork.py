@@ -24,7 +24,7 @@ from carrel.kernel import memory, syscalls, title
 #: what both import; a module that only one needs would be in the other's memory too
 _COMMON = (
     "asyncio", "concurrent.futures.thread", "secrets", "sqlite3", "uuid", "uvloop",
-    "google.protobuf.field_mask_pb2", "carrel.oci.image", "carrel.proto.rpc",
+    "google.protobuf.field_mask_pb2", "carrel.oci.image", "carrel.proto.grpc",
     *(f"carrel.proto.{name}_pb2" for name in (
         "containers", "content", "descriptor", "event_types", "events", "images", "metrics",
         "mount", "namespaces", "platform", "snapshots", "streaming", "task", "task_events",

@@ -11,14 +11,13 @@ as in the ``.proto``, taking and giving the message types:
 
 It raises :mod:`carrel.errdefs` errors; the edge turns them into gRPC statuses
 and back.  A client writes ``await client.images.Get(request)``; the transport
-underneath is gRPC (:class:`GrpcTransport`, the default, also to a real
-containerd) or a direct call (:class:`LocalTransport`).
+underneath is a direct call (:class:`LocalTransport`) or gRPC
+(:class:`carrel.proto.grpc.GrpcTransport`, also to a real containerd).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -26,26 +25,13 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from google.protobuf.message_factory import GetMessageClass
-from grpclib.client import (
-    Channel,
-    StreamStreamMethod,
-    StreamUnaryMethod,
-    UnaryStreamMethod,
-    UnaryUnaryMethod,
-)
-from grpclib.config import Configuration
-from grpclib.const import Cardinality, Handler, Status
-from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.server import Server
 
 from carrel import errdefs
 
 NAMESPACE_HEADER = "containerd-namespace"
 LEASE_HEADER = "containerd-lease"
-#: window sizes that let a blob pass without a round trip per 64 KiB
-_CONFIG = Configuration(
-    http2_connection_window_size=16 << 20, http2_stream_window_size=8 << 20,
-)
+
+Servicers = Iterable[tuple[ModuleType, str, object]]
 
 
 class Context:
@@ -72,77 +58,21 @@ class Context:
 class Method:
     """One method of a service, with its message classes."""
 
-    __slots__ = ("cardinality", "name", "path", "request", "response")
+    __slots__ = ("client_streams", "name", "path", "request", "response", "server_streams")
 
     def __init__(self, service: Any, descriptor: Any) -> None:
         self.name: str = descriptor.name
         self.path = f"/{service.full_name}/{descriptor.name}"
         self.request: Any = GetMessageClass(descriptor.input_type)
         self.response: Any = GetMessageClass(descriptor.output_type)
-        self.cardinality = {
-            (False, False): Cardinality.UNARY_UNARY,
-            (False, True): Cardinality.UNARY_STREAM,
-            (True, False): Cardinality.STREAM_UNARY,
-            (True, True): Cardinality.STREAM_STREAM,
-        }[descriptor.client_streaming, descriptor.server_streaming]
+        self.client_streams: bool = descriptor.client_streaming
+        self.server_streams: bool = descriptor.server_streaming
 
 
 def methods(module: ModuleType, service: str) -> dict[str, Method]:
     """The methods of one service of a generated module, by name."""
     descriptor = module.DESCRIPTOR.services_by_name[service]
     return {m.name: Method(descriptor, m) for m in descriptor.methods}
-
-
-# --- server side -----------------------------------------------------------
-
-
-class _Adapter:
-    """Presents a servicer to grpclib."""
-
-    def __init__(self, module: ModuleType, service: str, servicer: object) -> None:
-        self._mapping: dict[str, Handler] = {}
-        for method in methods(module, service).values():
-            implementation = getattr(servicer, method.name, None)
-            self._mapping[method.path] = Handler(
-                self._handler(method, implementation), method.cardinality,
-                method.request, method.response)
-
-    @staticmethod
-    def _handler(method: Method, implementation: Any) -> Any:
-        async def handle(stream: Any) -> None:
-            if implementation is None:
-                raise GRPCError(Status.UNIMPLEMENTED,
-                                f"{method.path} is not built in carrel-containerd")
-            context = Context({k: v for k, v in stream.metadata.items() if isinstance(v, str)})
-            try:
-                if method.cardinality is Cardinality.UNARY_UNARY:
-                    await stream.send_message(
-                        await implementation(await stream.recv_message(), context))
-                elif method.cardinality is Cardinality.UNARY_STREAM:
-                    async for message in implementation(await stream.recv_message(), context):
-                        await stream.send_message(message)
-                elif method.cardinality is Cardinality.STREAM_UNARY:
-                    await stream.send_message(await implementation(aiter(stream), context))
-                else:
-                    async for message in implementation(aiter(stream), context):
-                        await stream.send_message(message)
-            except errdefs.CarrelError as error:
-                raise GRPCError(Status(error.grpc_code), error.message) from error
-            except OSError as error:
-                raise GRPCError(Status.INTERNAL, str(error)) from error
-
-        return handle
-
-    def __mapping__(self) -> dict[str, Handler]:
-        return self._mapping
-
-
-Servicers = Iterable[tuple[ModuleType, str, object]]
-
-
-def server(servicers: Servicers) -> Server:
-    """A grpclib server of ``(generated module, service name, servicer)`` triples."""
-    return Server([_Adapter(*triple) for triple in servicers], config=_CONFIG)
 
 
 # --- client side -----------------------------------------------------------
@@ -163,85 +93,6 @@ class Transport(Protocol):
 #: told of every unary call of this task: (path, request, start in monotonic ns, failed)
 OBSERVER: ContextVar[Callable[[str, Any, int, bool], None] | None] = ContextVar(
     "observer", default=None)
-
-
-def _carrel_error(error: GRPCError) -> errdefs.CarrelError:
-    kind = errdefs.BY_GRPC_CODE.get(error.status.value, errdefs.SystemFailure)
-    return kind(error.message or error.status.name)
-
-
-class GrpcTransport:
-    """Over a unix socket, to ``carrel-containerd`` or a real containerd."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._channel = Channel(path=path, config=_CONFIG)
-
-    def _unreachable(self, error: BaseException) -> errdefs.Unavailable:
-        return errdefs.Unavailable(f"containerd at {self._path} does not answer: {error}")
-
-    async def unary(self, method: Method, request: Any, metadata: dict[str, str],
-                    timeout: float | None = None) -> Any:
-        kind = (UnaryUnaryMethod if method.cardinality is Cardinality.UNARY_UNARY
-                else StreamUnaryMethod)
-        call = kind(self._channel, method.path, method.request, method.response)
-        try:
-            if kind is StreamUnaryMethod:
-                async with call.open(metadata=metadata, timeout=timeout) as stream:
-                    async for message in request:
-                        await stream.send_message(message)
-                    await stream.end()
-                    return await stream.recv_message()
-            return await call(request, metadata=metadata, timeout=timeout)
-        except GRPCError as error:
-            raise _carrel_error(error) from None
-        except TimeoutError as error:  # an OSError, too
-            raise errdefs.DeadlineExceeded(f"{method.path}: no answer in {timeout} s") from error
-        except (OSError, StreamTerminatedError) as error:
-            raise self._unreachable(error) from error
-
-    async def stream(self, method: Method, request: Any, metadata: dict[str, str],
-                     timeout: float | None = None) -> AsyncIterator[Any]:
-        try:
-            if method.cardinality is Cardinality.UNARY_STREAM:
-                call: Any = UnaryStreamMethod(
-                    self._channel, method.path, method.request, method.response)
-                async with call.open(metadata=metadata, timeout=timeout) as stream:
-                    await stream.send_message(request, end=True)
-                    async for message in stream:
-                        yield message
-                return
-            call = StreamStreamMethod(
-                self._channel, method.path, method.request, method.response)
-            async with call.open(metadata=metadata, timeout=timeout) as stream:
-                # the feeder has not run when the first answer is asked for
-                await stream.send_request()
-
-                async def feed() -> None:
-                    async for message in request:
-                        await stream.send_message(message)
-                    await stream.end()
-
-                feeder = asyncio.ensure_future(feed())
-                whole = False
-                try:
-                    async for message in stream:
-                        yield message
-                    whole = feeder.done()
-                finally:
-                    feeder.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, Exception):
-                        await feeder
-                    if not whole:  # either side stopped early: tell the server so
-                        with contextlib.suppress(Exception):
-                            await stream.cancel()
-        except GRPCError as error:
-            raise _carrel_error(error) from None
-        except (OSError, StreamTerminatedError) as error:
-            raise self._unreachable(error) from error
-
-    def close(self) -> None:
-        self._channel.close()
 
 
 class LocalTransport:
@@ -305,11 +156,9 @@ class Service:
         except KeyError:
             raise AttributeError(name) from None
         transport, base = self._transport, self._metadata
-        streaming = method.cardinality in (Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM)
-
         def call(request: Any, *, lease: str = "", timeout: float | None = None) -> Any:
             metadata = {**base, LEASE_HEADER: lease} if lease else base
-            if streaming:
+            if method.server_streams:
                 return transport.stream(method, request, metadata, timeout)
             observer = OBSERVER.get()
             sent = transport.unary(method, request, metadata, timeout)

@@ -22,6 +22,7 @@ from carrel.proto import (
     containers_pb2,
     content_pb2,
     events_pb2,
+    grpc,
     images_pb2,
     introspection_pb2,
     leases_pb2,
@@ -73,9 +74,9 @@ async def embedded(kind: str, root: Path) -> AsyncIterator[tuple[Clients, servic
         transport: rpc.Transport = rpc.LocalTransport(services.servicers())
     else:
         path = str(root / "grpc.sock")
-        server = rpc.server(services.servicers())
+        server = grpc.server(services.servicers())
         await server.start(path=path)
-        transport = rpc.GrpcTransport(path)
+        transport = grpc.GrpcTransport(path)
     try:
         yield Clients(transport), services
     finally:
@@ -143,7 +144,7 @@ class Daemon:
 
     @contextlib.asynccontextmanager
     async def clients(self, namespace: str = "default") -> AsyncIterator[Clients]:
-        transport = rpc.GrpcTransport(self.address)
+        transport = grpc.GrpcTransport(self.address)
         try:
             yield Clients(transport, namespace)
         finally:

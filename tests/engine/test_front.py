@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
-from carrel.proto import rpc, tasks_pb2, version_pb2
+from carrel.proto import grpc, rpc, tasks_pb2, version_pb2
 from tests.engine.stack import IMAGE, Stack, clean, start_stack
 
 pytestmark = pytest.mark.root
@@ -29,7 +29,7 @@ def _layers(stack: Stack) -> list[str]:
 
 
 async def _tasks(stack: Stack) -> list[str]:
-    transport = rpc.GrpcTransport(f"{stack.exec_root}/containerd/containerd.sock")
+    transport = grpc.GrpcTransport(f"{stack.exec_root}/containerd/containerd.sock")
     try:
         metadata = {rpc.NAMESPACE_HEADER: "carrel"}
         version = await rpc.Service(transport, version_pb2, "Version", metadata).Version(Empty())
