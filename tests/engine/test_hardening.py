@@ -296,6 +296,12 @@ def test_tls_admits_those_with_a_certificate_only(tmp_path: Path) -> None:
              f"{tmp_path}/client.key", "version", "-f", "{{.Server.Version}}"],
             capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0 and done.stdout.strip(), done.stderr
+        # the end of the input is no end of the output
+        stack.load()
+        done = subprocess.run(
+            [*done.args[:-3], "run", "--rm", "-i", IMAGE, "sh", "-c", "cat; echo end"],
+            input="in" * 300_000, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0 and done.stdout == "in" * 300_000 + "end\n", done.stderr
     finally:
         clean(stack)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from carrel.engine.web import connection
@@ -30,9 +31,14 @@ class Server:
 
     async def listen(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
         """Accept on a bound socket; with a context only what speaks TLS."""
+        factory: Callable[[], asyncio.Protocol] = partial(connection.Connection, self)
+        if context is not None:
+            from carrel.engine.web.tls import Tls
+
+            bare, patience = factory, connection.HEADER_SECONDS
+            factory = lambda: Tls(context, bare(), patience)  # noqa: E731
         self._listeners.append(await asyncio.get_running_loop().create_server(
-            lambda: connection.Connection(self), sock=sock, backlog=512, ssl=context,
-            ssl_handshake_timeout=connection.HEADER_SECONDS if context else None))
+            factory, sock=sock, backlog=512))
 
     async def close(self) -> None:
         """No new connections; answers that are under way have a moment to end."""
