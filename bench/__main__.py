@@ -36,7 +36,7 @@ def debian_archive(work: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="", help="runtimes, runs, many, load or memory")
+    parser.add_argument("--only", default="", help="runtimes, runs, many, load, memory or ways")
     options = parser.parse_args()
     count = 7 if options.quick else 21
     rounds = 1 if options.quick else 3
@@ -54,7 +54,7 @@ def main() -> None:
     with engines.workspace() as work:
         if wanted("runtimes"):
             take(cases.runtimes(work, count))
-        if options.only != "runtimes":
+        if options.only not in ("runtimes", "ways"):
             busybox = work / "busybox.tar"
             engines.busybox_archive(busybox)
             with engines.docker(work) as peer, engines.carrel(work) as ours:
@@ -68,6 +68,14 @@ def main() -> None:
                     take(cases.many(ours, peer, rounds))
                 if wanted("load"):
                     take(cases.load(ours, peer, debian_archive(work), rounds))
+        if wanted("ways"):
+            busybox = work / "busybox.tar"
+            engines.busybox_archive(busybox)
+            with engines.carrel(work, "over-grpc", "--containerd", "process") as process, \
+                    engines.carrel(work) as ours:
+                for engine in (ours, process):
+                    engine.docker("load", "-q", "-i", str(busybox))
+                take(cases.ways(ours, process, count))
     results = engines.ROOT / "bench" / "results"
     results.mkdir(exist_ok=True)
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%S")

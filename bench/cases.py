@@ -69,6 +69,16 @@ def many(ours: Engine, peer: Engine, rounds: int) -> Iterator[Row]:
                   1000 * min(samples[peer.name, what]), PEER, 0.25)
 
 
+def ways(ours: Engine, process: Engine, count: int) -> Iterator[Row]:
+    """Our engine with the containerd layer in its process, beside the same over gRPC."""
+    for network in ("bridge", "none"):
+        argv = ("run", "--rm", "--network", network, "busybox", "true")
+        yield paired(f"run --rm busybox true, --network {network}",
+                     lambda a=argv: _client(ours, *a),  # type: ignore[misc]
+                     lambda a=argv: _client(process, *a),  # type: ignore[misc]
+                     "ours over gRPC", count)
+
+
 def load(ours: Engine, peer: Engine, archive: Path, rounds: int) -> Iterator[Row]:
     """``docker load`` of a Debian-sized image."""
 

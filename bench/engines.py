@@ -140,12 +140,12 @@ def _running(name: str, argv: list[str], work: Path) -> Iterator[Engine]:
 
 
 @contextlib.contextmanager
-def carrel(work: Path) -> Iterator[Engine]:
+def carrel(work: Path, name: str = "carrel", *flags: str) -> Iterator[Engine]:
     """Our engine."""
-    argv = [SANDBOX, str(ROOT / ".venv" / "bin" / "carreld"), "-H", f"unix://{work}/carrel.sock",
-            "--data-root", str(work / "carrel-data"), "--exec-root", "/run/carrel",
-            "--pidfile", "/run/carrel.pid", "--cgroup-parent", "/carrel-bench"]
-    with _running("carrel", argv, work) as engine:
+    argv = [SANDBOX, str(ROOT / ".venv" / "bin" / "carreld"), "-H", f"unix://{work}/{name}.sock",
+            "--data-root", str(work / f"{name}-data"), "--exec-root", "/run/carrel",
+            "--pidfile", "/run/carrel.pid", "--cgroup-parent", "/carrel-bench", *flags]
+    with _running(name, argv, work) as engine:
         yield engine
     for parent in Path("/sys/fs/cgroup").glob("**/carrel-bench"):
         with contextlib.suppress(OSError):
