@@ -119,7 +119,10 @@ class Pending:
 
     def wait(self) -> Container:
         """Until the process waits for its start, or has failed: then nothing is left of it."""
-        self.container = self._or_undo(self._maker.finish)
+        return self._or_undo(self._finish)
+
+    def _finish(self) -> Container:
+        self.container = self._maker.finish()
         return self.container
 
     def _or_undo(self, part: Callable[[], Container]) -> Container:

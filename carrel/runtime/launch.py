@@ -126,6 +126,11 @@ class MakeCgroup(Operation):
         return "\n".join(lines)
 
 
+def _close_all(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
+
+
 class FinishCgroup(Operation):
     """The hierarchies of cgroup v1, made while the child is at work: there are ten, and
     it needs none before it mounts them. It is sent their files, and waits for them.
@@ -146,12 +151,15 @@ class FinishCgroup(Operation):
         launch.cgroup.create(self.resources)
         launch.cgroup_made = True
         files = launch.cgroup.late_fds
-        trees = launch.cgroup_mount.bind_all(kernel) if launch.cgroup_mount is not None else []
+        trees: list[int] = []
         try:
+            if launch.cgroup_mount is not None:
+                trees += launch.cgroup_mount.bind_all(kernel)
             tell(launch.socket, b"C%d" % len(files), [launch.child.fifo_fd, *files, *trees])
-        finally:
-            for fd in trees:
-                os.close(fd)
+            _close_all(trees)
+        except BaseException:
+            _close_all(trees)
+            raise
 
 
 class MakeFifo(Operation):
