@@ -51,7 +51,6 @@ class Shim:
         self.containers: dict[str, Container] = {}
         self._worker: Worker | None = None
         self._creating: set[str] = set()
-        self._services = dict.fromkeys(SERVICES, self._methods())
 
     def open(self, listener: Socket, namespace: str, publish: str, log: Log,
              worker: Worker | None = None) -> None:
@@ -60,7 +59,7 @@ class Shim:
         self.log = log
         self._worker = worker
         self._publisher = Publisher(self.loop, publish, namespace, log.warn)
-        self.server = Server(self.loop, listener, self._services)
+        self.server = Server(self.loop, listener, dict.fromkeys(SERVICES, METHODS), self)
         self.loop.on_error = log.error
 
     def publish(self, name: str, event: Message) -> None:
@@ -69,33 +68,6 @@ class Shim:
     def background(self, work: poll.Work) -> None:
         """Work that nobody waits for; its failure is logged."""
         poll.run(work).then(lambda later: self.log.error(later.error) if later.error else None)
-
-    def _methods(self) -> Methods:
-        table: dict[str, tuple[str, str, Callable[[Message], Any]]] = {
-            "State": ("StateRequest", "StateResponse", self.state),
-            "Create": ("CreateTaskRequest", "CreateTaskResponse", self._work(self.create)),
-            "Start": ("StartRequest", "StartResponse", self._work(self.start)),
-            "Delete": ("DeleteRequest", "DeleteResponse", self._work(self.delete)),
-            "Pids": ("PidsRequest", "PidsResponse", self._work(self.pids)),
-            "Pause": ("PauseRequest", "Empty", self._work(self.pause)),
-            "Resume": ("ResumeRequest", "Empty", self._work(self.resume)),
-            "Checkpoint": ("CheckpointTaskRequest", "Empty", self.checkpoint),
-            "Kill": ("KillRequest", "Empty", self._work(self.kill)),
-            "Exec": ("ExecProcessRequest", "Empty", self._work(self.exec)),
-            "ResizePty": ("ResizePtyRequest", "Empty", self.resize_pty),
-            "CloseIO": ("CloseIORequest", "Empty", self.close_io),
-            "Update": ("UpdateTaskRequest", "Empty", self._work(self.update)),
-            "Wait": ("WaitRequest", "WaitResponse", self._work(self.wait)),
-            "Stats": ("StatsRequest", "StatsResponse", self.stats),
-            "Connect": ("ConnectRequest", "ConnectResponse", self.connect),
-            "Shutdown": ("ShutdownRequest", "Empty", self.shutdown),
-        }
-        return {name: (SCHEMAS[request], SCHEMAS[response], handler)
-                for name, (request, response, handler) in table.items()}
-
-    @staticmethod
-    def _work(handler: Callable[[Message], poll.Work]) -> Callable[[Message], poll.Later]:
-        return lambda request: poll.run(handler(request))
 
     def _container(self, request: Message) -> Container:
         found = self.containers.get(request["id"])
@@ -248,6 +220,34 @@ class Shim:
             self.loop.stop()
         else:
             self.loop.call_later(0.01, lambda: self._leave(patience - 0.01))
+
+
+def _methods() -> Methods:
+    """One table for all shims: what each would make for itself is memory of its own."""
+    table: dict[str, tuple[str, str, Callable[[Shim, Message], Any]]] = {
+        "State": ("StateRequest", "StateResponse", Shim.state),
+        "Create": ("CreateTaskRequest", "CreateTaskResponse", Shim.create),
+        "Start": ("StartRequest", "StartResponse", Shim.start),
+        "Delete": ("DeleteRequest", "DeleteResponse", Shim.delete),
+        "Pids": ("PidsRequest", "PidsResponse", Shim.pids),
+        "Pause": ("PauseRequest", "Empty", Shim.pause),
+        "Resume": ("ResumeRequest", "Empty", Shim.resume),
+        "Checkpoint": ("CheckpointTaskRequest", "Empty", Shim.checkpoint),
+        "Kill": ("KillRequest", "Empty", Shim.kill),
+        "Exec": ("ExecProcessRequest", "Empty", Shim.exec),
+        "ResizePty": ("ResizePtyRequest", "Empty", Shim.resize_pty),
+        "CloseIO": ("CloseIORequest", "Empty", Shim.close_io),
+        "Update": ("UpdateTaskRequest", "Empty", Shim.update),
+        "Wait": ("WaitRequest", "WaitResponse", Shim.wait),
+        "Stats": ("StatsRequest", "StatsResponse", Shim.stats),
+        "Connect": ("ConnectRequest", "ConnectResponse", Shim.connect),
+        "Shutdown": ("ShutdownRequest", "Empty", Shim.shutdown),
+    }
+    return {name: (SCHEMAS[request], SCHEMAS[response], handler)
+            for name, (request, response, handler) in table.items()}
+
+
+METHODS = _methods()
 
 
 def runtime_options(value: Message | None) -> Message:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from carrel.shim.wire import Message, Schema
 
-    #: method name -> (request, response, handler); the handler gives a message or a Later
-    Methods = dict[str, tuple[Schema, Schema, Callable[[Message], Any]]]
+    #: method name -> (request, response, handler of the server's owner and a message, which
+    #: gives a message or the work that gives one)
+    Methods = dict[str, tuple[Schema, Schema, Callable[[Any, Message], Any]]]
 
 HEADER = struct.Struct(">IIBB")
 MESSAGE_MAX = 4 << 20
@@ -64,9 +65,10 @@ class Server:
     """Listens, and owns its connections."""
 
     def __init__(self, loop: poll.Loop, listener: Socket,
-                 services: dict[str, Methods]) -> None:
+                 services: dict[str, Methods], owner: object) -> None:
         self.loop = loop
         self.services = services
+        self.owner = owner
         self.connections: set[Connection] = set()
         self._listener = listener
         listener.setblocking(False)
@@ -188,14 +190,15 @@ class Connection:
                 self._answer_error(stream, UNIMPLEMENTED, f"method {request['method']}")
                 return
             schema, response_schema, handler = method
-            result = handler(decode(schema, request["payload"]))
+            result = handler(self._server.owner, decode(schema, request["payload"]))
         except Exception as error:
             self._answer_error(stream, *status_of(error))
             return
-        if isinstance(result, poll.Later):
-            result.then(lambda later: self._answer_later(stream, response_schema, later))
-        else:
+        if isinstance(result, dict):
             self._answer(stream, encode(response_schema, result))
+        else:
+            poll.run(result).then(
+                lambda later: self._answer_later(stream, response_schema, later))
 
     def _answer_later(self, stream: int, schema: Schema, later: poll.Later) -> None:
         if later.error is not None:

@@ -19,6 +19,7 @@ import _signal as signal  # type: ignore[import-not-found]  # signal.py needs en
 import gc
 import os
 import select
+import sys
 
 from carrel import runtime
 from carrel.kernel import cgroup, memory
@@ -175,7 +176,6 @@ def warm() -> None:
         ["v2"] if mode == "unified" else ["v1"])]
     for name in (*_LAZY, *versions):
         import_module(name)
-    rehearse.rehearse()
     config = start.text()
     for _ in range(rehearse.TIMES):
         json.dumps({"seq": 1, "pid": 1, "address": parse(json.loads(
@@ -187,6 +187,10 @@ def warm() -> None:
         worker.rehearsal = config
     except Exception as error:  # it costs time, nothing else
         os.write(2, f"zygote: the rehearsal of a start failed: {error}\n".encode())
+    sys._clear_type_cache()
+    # Last, so that the interpreter's caches hold what a shim looks up: a worker rehearses
+    # again, a shim does not, and what it replaces in them is memory of its own.
+    rehearse.rehearse()
 
 
 def child(control: Socket, packet: bytes, own: Socket | None) -> NoReturn:

@@ -32,27 +32,27 @@ class Echo:
         empty = SCHEMAS["Empty"]
         start = SCHEMAS["StartRequest"]
         self.server = Server(self.loop, listen(path), {NAME: {
-            "Start": (start, SCHEMAS["StartResponse"], lambda r: {"pid": len(r["id"])}),
+            "Start": (start, SCHEMAS["StartResponse"], lambda _, r: {"pid": len(r["id"])}),
             "Kill": (start, empty, self._missing),
             "Update": (start, empty, self._bug),
             "Wait": (start, SCHEMAS["WaitResponse"], self._hold),
             "Resume": (start, empty, self._release),
-        }})
+        }}, self)
         self._running = True
         self.thread = threading.Thread(target=self.loop.run, daemon=True)
         self.thread.start()
 
-    def _missing(self, _request: object) -> object:
+    def _missing(self, _owner: object, _request: object) -> object:
         raise errdefs.NotFound("process already finished")
 
-    def _bug(self, _request: object) -> object:
+    def _bug(self, _owner: object, _request: object) -> object:
         raise RuntimeError("oh")
 
-    def _hold(self, _request: object) -> poll.Later:
+    def _hold(self, _owner: object, _request: object) -> poll.Work:
         self.held.append(poll.Later())
-        return self.held[-1]
+        return (yield self.held[-1])
 
-    def _release(self, _request: object) -> object:
+    def _release(self, _owner: object, _request: object) -> object:
         for later in self.held:
             later.resolve({"exit_status": 3, "exited_at": None})
         return {}
@@ -327,14 +327,14 @@ def test_events_that_are_refused_are_dropped_in_the_end(tmp_path: Path) -> None:
     loop = poll.Loop()
     refused: list[object] = []
 
-    def refuse(request: object) -> object:
+    def refuse(_owner: object, request: object) -> object:
         refused.append(request)
         raise errdefs.NotFound("no such namespace")
 
     forward = SCHEMAS["ForwardRequest"]
     server = Server(loop, listen(str(tmp_path / "e")), {
         "containerd.services.events.ttrpc.v1.Events": {
-            "Forward": (forward, SCHEMAS["Empty"], refuse)}})
+            "Forward": (forward, SCHEMAS["Empty"], refuse)}}, None)
     publisher = Publisher(loop, str(tmp_path / "e"), "n", warnings.append)
     publisher.publish("TaskOOM", {"container_id": "c"})
     while not publisher.empty:
