@@ -69,7 +69,6 @@ HOST_SIDE = {
 OPENS = {
     "kernel/apparmor.py", "kernel/capability.py", "kernel/cgroup.py", "runtime/cli_manage.py",
     "runtime/cli_other.py", "shim/cleanup.py", "shim/command.py", "shim/metrics.py",
-    "shim/worker.py",
     "kernel/title.py",  # /proc/self/stat
     "runtime/mounts.py",  # /proc/self/mountinfo, before the change of root
 }
