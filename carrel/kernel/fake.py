@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 #: calls whose result is a new descriptor
-_DESCRIPTORS = frozenset(("open_tree", "fsopen", "fsmount", "openat", "openat2", "pidfd_open",
-                          "pidfd_getfd"))
+_DESCRIPTORS = frozenset(("open_tree", "fsopen", "fsmount", "openat", "openat2", "find2",
+                          "pidfd_open", "pidfd_getfd"))
 #: calls that only give back or look
 _PLAIN = frozenset(("close", "fstat", "lstatat", "fstatfs_type", "getcwd"))
 
@@ -76,7 +76,10 @@ class FakeKernel:
 
     def _opened(self, name: str, args: tuple[Any, ...]) -> int:
         path = next((a for a in args if isinstance(a, str)), "")
-        if name == "openat2" and any(path.strip("/") == m.strip("/") for m in self.missing):
+        missing = any(path.strip("/") == m.strip("/") for m in self.missing)
+        if name == "find2" and missing:
+            return -1
+        if name == "openat2" and missing:
             raise FileNotFoundError(2, "No such file or directory", path)
         self._next += 1
         self.open[self._next] = path

@@ -77,6 +77,24 @@ class Function:
                           monotonic_ns() - begin))
         fail(number, self.name, args, paths)
 
+    def attempt(self, expected: tuple[int, ...], *args: Any, paths: tuple[object, ...] = ()
+                ) -> int:
+        """Like a call, but -1 for the errnos that are ``expected``: an exception takes
+        longer to make than most system calls."""
+        for value, limits in zip(args, self._checks):
+            if limits is not None and not limits[0] <= value <= limits[1]:
+                raise OverflowError(f"{self.name}: {value} is out of range")
+        recorder = record.active
+        begin = monotonic_ns() if recorder is not None else 0
+        result: int = self._c(*self._prefix, *args)
+        number = 0 if result >= 0 else get_errno()
+        if number and number not in expected:
+            return self(*args, paths=paths)  # again, for its error
+        if recorder is not None:
+            recorder.add((record.current_step, self.name, args, None if number else result,
+                          number, begin, monotonic_ns() - begin))
+        return result
+
 
 def fail(number: int, call: str, args: tuple[object, ...] = (),
          paths: tuple[object, ...] = ()) -> NoReturn:

@@ -50,12 +50,13 @@ def open_plain_file(path_fd: int) -> int:
 
 def find_in_root(kernel: Any, root_fd: int, path: str) -> int:
     """Like :func:`open_in_root` as O_PATH, but -1 when there is nothing there."""
-    try:
-        return open_in_root(kernel, root_fd, path)
-    except OSError as error:
-        if error.errno in (ENOENT, ENOTDIR):
-            return -1
-        raise
+    for attempt in range(_ATTEMPTS):
+        try:
+            return int(kernel.find2(root_fd, path.lstrip("/") or ".", _PATH, IN_ROOT))
+        except BlockingIOError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise OSError(EAGAIN, os.strerror(EAGAIN), path)
 
 
 def make_directory(kernel: Any, root_fd: int, path: str, mode: int = 0o755) -> int:

@@ -11,6 +11,7 @@ are close-on-exec.
 from __future__ import annotations
 
 import os
+from errno import ENOENT, ENOTDIR
 from fcntl import ioctl as _ioctl
 from time import monotonic_ns
 
@@ -97,6 +98,9 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_NO_XDEV = 0x01
 SIGCHLD = 17
 SIGNALFD_SIGINFO = 128  # bytes that are read for each signal; the first four are its number
+
+#: what openat2 answers where a path leads nowhere
+_MISSING = (ENOENT, ENOTDIR)
 
 PROC_SUPER_MAGIC = 0x9FA0
 SYSFS_MAGIC = 0x62656572
@@ -253,6 +257,12 @@ def fstatfs_type(fd: int) -> int:
 def openat2(dirfd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     how = OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     return int(_openat2(dirfd, encode(path), byref(how), 24, paths=(path,)))
+
+
+def find2(dirfd: int, path: str, flags: int, resolve: int) -> int:
+    """openat2 of what need not be there: -1 when it is not."""
+    how = OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    return int(_openat2.attempt(_MISSING, dirfd, encode(path), byref(how), 24, paths=(path,)))
 
 
 def mkdirat(dirfd: int, name: str, mode: int) -> None:
