@@ -8,6 +8,8 @@ from carrel.errdefs import CarrelError
 from carrel.runtime import report
 
 TYPE_CHECKING = False
+#: the step of the mounts of a configuration (carrel.runtime.mounts is not imported for it)
+MOUNTS = "mounts"
 
 
 def from_packet(packet: bytes, during: str = "error during container init: ") -> OSError:
@@ -17,6 +19,8 @@ def from_packet(packet: bytes, during: str = "error during container init: ") ->
         text = os.strerror(number).lower()
     if name and name not in text:
         text = f"{name}: {text}"
+    if step == MOUNTS and text.startswith(("bind ", "mount ")):
+        text = f"error mounting: {text}"  # in runc's words, which people search for
     if step == "exec" and text.startswith("exec /"):
         return failure(number, text, step)  # execve itself: the caller's program is at fault
     return failure(number, f"unable to start container process: {during}{text}", step)

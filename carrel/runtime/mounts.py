@@ -256,18 +256,22 @@ class BindMount(MountOperation):
         kernel.close(tree)
 
     def _set_attributes(self, kernel: Any, tree: int) -> None:
-        wanted, options = self.options.attr_set, self.options
+        """As remount(2) does it: access times stay as the source has them unless one of their
+        modes is asked for, everything else that is not asked for goes."""
         from carrel.runtime.options import RESET
-        clear = RESET & ~wanted | options.attr_clear & syscalls.MOUNT_ATTR__ATIME
+        options = self.options
+        wanted, times = options.attr_set, syscalls.MOUNT_ATTR_NODIRATIME
+        atime = syscalls.MOUNT_ATTR__ATIME | times & ~wanted if options.access_times else 0
         try:
-            kernel.mount_setattr(tree, 0, wanted, clear)
+            kernel.mount_setattr(tree, 0, wanted, RESET & ~wanted & ~times | atime)
         except OSError as error:
-            if error.errno != EPERM or options.attr_clear & ~syscalls.MOUNT_ATTR__ATIME:
+            if error.errno != EPERM:
                 raise
-            # In a user namespace the source's own restrictions are locked: keep
-            # them, and add what was asked for.
-            kernel.mount_setattr(tree, 0, wanted,
-                                 options.attr_clear & syscalls.MOUNT_ATTR__ATIME)
+            # In a user namespace the source's own restrictions are locked: they are kept, what
+            # was asked for is added; that one of them goes is refused where it was asked for.
+            asked = options.attr_clear & ~(syscalls.MOUNT_ATTR__ATIME | times)
+            free = syscalls.MOUNT_ATTR_NOSYMFOLLOW & ~wanted
+            kernel.mount_setattr(tree, 0, wanted, asked | free | atime)
 
     def shell(self) -> str:
         return f"mount --{self.options.bind or 'bind'} {self.source} " \

@@ -22,6 +22,13 @@ ATTRIBUTES: dict[str, tuple[int, int]] = {
     "relatime": (0, _ATIME), "norelatime": (0, _ATIME),
     "strictatime": (k.MOUNT_ATTR_STRICTATIME, _ATIME), "nostrictatime": (0, _ATIME),
 }
+#: what the words for access times ask for; the other word of a pair withdraws it, and no more
+ACCESS_TIMES = {
+    "noatime": ("noatime", True), "atime": ("noatime", False),
+    "nodiratime": ("nodiratime", True), "diratime": ("nodiratime", False),
+    "relatime": ("relatime", True), "norelatime": ("relatime", False),
+    "strictatime": ("strictatime", True), "nostrictatime": ("strictatime", False),
+}
 #: what a bind mount loses when any attribute is asked for, as with mount(8)'s remount
 RESET = (k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
          | k.MOUNT_ATTR_NODIRATIME | k.MOUNT_ATTR_NOSYMFOLLOW)
@@ -40,10 +47,13 @@ _IGNORED = {"defaults", "async", "nomand", "loud", "noiversion", "nolazytime", "
 class Options:
     """Parsed options of one mount."""
 
-    __slots__ = ("attr_clear", "attr_set", "bind", "copy_up", "data", "flags_asked", "idmap",
-                 "propagation", "recursive_clear", "recursive_set", "superblock")
+    __slots__ = ("access_times", "attr_clear", "attr_set", "bind", "copy_up", "data",
+                 "flags_asked", "idmap", "propagation", "recursive_clear", "recursive_set",
+                 "superblock")
 
     def __init__(self) -> None:
+        #: of noatime, nodiratime, relatime, strictatime: those that are asked for
+        self.access_times: set[str] = set()
         self.attr_set = 0
         self.attr_clear = 0
         self.flags_asked = False
@@ -73,6 +83,9 @@ def parse(options: Iterable[str]) -> Options:
             result.attr_set = result.attr_set & ~clear | bits
             result.attr_clear = (result.attr_clear | clear) & ~bits | (clear & _ATIME)
             result.flags_asked = True
+            if option in ACCESS_TIMES:
+                word, asked = ACCESS_TIMES[option]
+                (result.access_times.add if asked else result.access_times.discard)(word)
         elif option in _PROPAGATION:
             result.propagation.append(_PROPAGATION[option])
         elif option in ("bind", "rbind"):
