@@ -90,19 +90,13 @@ class MountCgroups(MountOperation):
         kernel.close(top)
         kernel.close(target)
 
-    def bind_all(self, kernel: Any) -> list[int]:
-        """For a parent with time: the mounts that the child would make itself."""
+    def bind_all(self, kernel: Any, trees: list[int]) -> None:
+        """For a parent with time: the mounts that the child would make itself, put into the
+        caller's list, which owns them from the first on."""
         if not self.entries or self.entries[0]["type"] != "cgroup" or self.view.foreign_sources:
-            return []
-        trees: list[int] = []
-        try:
-            for entry in self.entries:
-                trees.append(self._bound(kernel, entry, self.options.attr_set))
-        except BaseException:
-            for fd in trees:
-                os.close(fd)
-            raise
-        return trees
+            return
+        for entry in self.entries:
+            trees.append(self._bound(kernel, entry, self.options.attr_set))
 
     def _below(self, kernel: Any, top: int, entry: dict[str, Any], attributes: int) -> None:
         name = entry["destination"]
@@ -132,16 +126,18 @@ class MountCgroups(MountOperation):
         return new_filesystem(kernel, "cgroup", "cgroup", data, (), attributes)
 
     def _bound(self, kernel: Any, entry: dict[str, Any], attributes: int) -> int:
-        tree = int(kernel.open_tree(syscalls.AT_FDCWD, entry["source"],
-                                    syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE))
+        tree = -1
         try:
+            tree = int(kernel.open_tree(syscalls.AT_FDCWD, entry["source"],
+                                        syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE))
             if not S_ISDIR(kernel.fstat(tree).st_mode):
                 raise NotADirectoryError(ENOTDIR, "Not a directory", entry["source"])
             kernel.mount_setattr(tree, 0, attributes)
+            return tree
         except BaseException:
-            kernel.close(tree)
+            if tree >= 0:
+                kernel.close(tree)
             raise
-        return tree
 
     def shell(self) -> str:
         lines = [f"mount -t tmpfs -o mode=755 tmpfs .{self.destination}"]

@@ -154,7 +154,7 @@ class FinishCgroup(Operation):
         trees: list[int] = []
         try:
             if launch.cgroup_mount is not None:
-                trees += launch.cgroup_mount.bind_all(kernel)
+                launch.cgroup_mount.bind_all(kernel, trees)
             tell(launch.socket, b"C%d" % len(files), [launch.child.fifo_fd, *files, *trees])
             _close_all(trees)
         except BaseException:

@@ -303,7 +303,8 @@ def _left(bundle: Bundle, fds: set[str], others: set[int]) -> list[str]:
 WINDOWS = {
     "write_aside": "fd", "read_file": "fd", "write_lines": "fd", "stat_fields": "fd",
     "fill_cpuset": "fd", "close": "child", "_close_helper": "child", "create": "child",
-    "clone_single_threaded": "child", "_bound": "fd",
+    "clone_single_threaded": "child", "_bound": "fd", "_make": "child", "_or_undo": "child",
+    "wait": "child",
 }
 
 
