@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -193,10 +193,13 @@ class EventsService:
 class ShimEventsService:
     """``containerd.services.events.ttrpc.v1.Events``, for shims"""
 
-    def __init__(self, bus: EventBus) -> None:
+    def __init__(self, bus: EventBus,
+                 heard: Callable[[event_types_pb2.Envelope], None]) -> None:
         self._bus = bus
+        self._heard = heard
 
     async def Forward(self, request: ttrpc_events_pb2.ForwardRequest, context: Context) -> Empty:
         _check_envelope(request.envelope)
+        self._heard(request.envelope)
         self._bus.forward(request.envelope)
         return Empty()

@@ -111,7 +111,8 @@ class Services:
     def shim_handlers(self) -> dict[str, Handler]:
         """What shims may call, over ttrpc on ``<address>.ttrpc``; :meth:`start` serves it."""
         return {"/containerd.services.events.ttrpc.v1.Events/Forward": unary(
-            ttrpc_events_pb2.ForwardRequest, ShimEventsService(self.events).Forward)}
+            ttrpc_events_pb2.ForwardRequest, ShimEventsService(
+                self.events, self.tasks.farewells.heard).Forward)}
 
     async def start(self) -> None:
         """Listen to shims, start the zygote, find the shims of an earlier daemon."""

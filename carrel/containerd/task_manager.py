@@ -13,6 +13,7 @@ the task stays as *stopped* until it is deleted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ from carrel import errdefs
 from carrel.containerd import values
 from carrel.containerd.bundle import Bundle, bundles, discard, retired, socket_path
 from carrel.containerd.events import EventBus
+from carrel.containerd.farewell import TOPIC, Farewells, deletion
 from carrel.containerd.shims import CARREL, SHUTDOWN_TIMEOUT, Launcher, Shim, ShimLog
 from carrel.proto import containers_pb2, shim_v2_pb2, task_events_pb2, tasks_pb2
 
@@ -109,6 +111,7 @@ class TaskManager:
         #: a task that is being made: its id is taken, but it is not there yet
         self._making: set[tuple[str, str]] = set()
         self._background: set[asyncio.Task[None]] = set()
+        self.farewells = Farewells(events)
 
     def get(self, namespace: str, name: str) -> Task:
         try:
@@ -269,29 +272,47 @@ class TaskManager:
             self._forget(task)
             return task.exit
         assert task.shim is not None
+        token = self.farewells.expect(task.namespace, task.id) if task.runtime != CARREL else None
         try:
             response = await task.shim.call(
                 "Delete", shim_v2_pb2.DeleteRequest(id=task.id), shim_v2_pb2.DeleteResponse,
                 CALL_TIMEOUT)
         except errdefs.Unavailable:
             # the shim died under the call: its burial has the answer
+            self.farewells.forget(task.namespace, task.id)
             end = await self._buried(task)
             self._forget(task)
             return end
+        except BaseException:
+            self.farewells.forget(task.namespace, task.id)
+            raise
         task.leaving = True
         self._forget(task)
+        end = Exit(response.pid, response.exit_status, response.exited_at.ToNanoseconds())
         self._spawn(self._leave(task, self._retire(task)))
-        return Exit(response.pid, response.exit_status, response.exited_at.ToNanoseconds())
+        if token is not None:
+            self._spawn(self.farewells.close(
+                task.namespace, deletion(task.id, end.pid, end.status, end.at), token,
+                task.shim.client.ended))
+        return end
 
     async def _leave(self, task: Task, paths: list[str]) -> None:
         """Not on the path of the answer: the shim has nothing left but to end."""
         try:
             await self._shut_down(task)
+            if task.runtime != CARREL:  # ours tells before it answers
+                await self._ended(task)
         except errdefs.CarrelError as error:
             log.warning("task %s: shutdown of its shim: %s", task.id, error)
         finally:
             task.close()
             self._discard(paths, task.socket)
+
+    async def _ended(self, task: Task) -> None:
+        assert task.shim is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT):
+                await task.shim.client.ended.wait()
 
     def _forget(self, task: Task) -> None:
         key = (task.namespace, task.id)
@@ -338,8 +359,7 @@ class TaskManager:
         at = values.stamp(end.at)
         self._events.publish(task.namespace, "/tasks/exit", task_events_pb2.TaskExit(
             container_id=task.id, id=task.id, pid=end.pid, exit_status=end.status, exited_at=at))
-        self._events.publish(task.namespace, "/tasks/delete", task_events_pb2.TaskDelete(
-            container_id=task.id, pid=end.pid, exit_status=end.status, exited_at=at))
+        self._events.publish(task.namespace, TOPIC, deletion(task.id, end.pid, end.status, end.at))
 
     # --- wait ---
 

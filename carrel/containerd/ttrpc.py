@@ -169,6 +169,8 @@ class Client(_Frames):
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._on_close = on_close
         self.closed = False
+        #: the connection is no more
+        self.ended = asyncio.Event()
 
     @classmethod
     async def connect(cls, path: str, on_close: Callable[[], None] | None = None,
@@ -193,6 +195,7 @@ class Client(_Frames):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
+        self.ended.set()
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():

@@ -99,6 +99,7 @@ def server(kind: str, tmp_path: Path, leak_check: None) -> Iterator[Daemon]:
     with daemon(path=path) as made:
         made.runtime = {"carrel": CARREL, "cold": COLD}.get(kind, RUNC)
         yield made
+        print(f"--- daemon\n{made.log()}")  # shown where the test failed
         asyncio.run(_remove_all(made))
 
 
