@@ -19,6 +19,9 @@ SESSION = os.environ.setdefault("CARREL_TEST_SESSION", str(os.getpid()))
 #: how the first path element of every cgroup of this session begins
 CGROUP_PREFIX = f"carrel-test-{SESSION}-"
 
+#: what a zygote may have waiting: shims and their workers; its own process is counted as any other
+READY_SHIMS = frozenset(f"ready-made shim {n}" for n in range(1, 5))
+
 
 def cgroup_parent(area: str) -> str:
     """The cgroup below which one area of the tests makes its own, as a path: ``/...-area``."""

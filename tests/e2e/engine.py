@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.leakcheck import cgroup_parent
+from tests.leakcheck import READY_SHIMS, cgroup_parent
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = ROOT / ".venv" / "bin"
 CGROUP_PARENT = cgroup_parent("e2e")
 #: what is made ahead, and how much of it at most: the links of network namespaces
 #: (carrel.network.pool), shims and their workers (carrel.shim.zygote)
-READY_MADE = {*(f"veth {n}" for n in range(1, 9)), *(f"ready-made shim {n}" for n in range(1, 5))}
+READY_MADE = {*(f"veth {n}" for n in range(1, 9)), *READY_SHIMS}
 
 
 def peers(suite: str) -> Path:
