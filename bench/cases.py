@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -199,6 +201,21 @@ def runtimes(work: Path, count: int) -> Iterator[Row]:
         except RuntimeError as error:
             print(f"bench: {name} does not run here: {error}")
             continue
-        yield paired("carrel-runtime run true, cold",
-                     lambda: _looped([SANDBOX], "carrel", program, work, each),
-                     peer, version, max(3, count // 4), goal, warmup=1)
+        try:
+            yield paired("carrel-runtime run true, cold",
+                         lambda: _looped([SANDBOX], "carrel", program, work, each),
+                         peer, version, max(3, count // 4), goal, warmup=1)
+        finally:
+            _sweep()
+
+
+def _sweep() -> None:
+    """crun makes plain folders where the machine's hierarchy is not mounted, and leaves them."""
+    hierarchies = Path("/sys/fs/cgroup")
+    if (hierarchies / "cgroup.controllers").exists():
+        return  # cgroup v2: all of it is the kernel's
+    for folder in hierarchies.glob("*/bench-crun-*"):
+        if not os.path.ismount(folder.parent):
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()
