@@ -8,16 +8,14 @@ end is told for it.
 from __future__ import annotations
 
 import asyncio
-import time
 
 from carrel.containerd import values
 from carrel.containerd.events import EventBus
 from carrel.proto import event_types_pb2, task_events_pb2
 
 TOPIC = "/tasks/delete"
-#: seconds: for a shim to end, and for what it has sent by then to be read
-_END_TIMEOUT, _GRACE = 5.0, 0.2
-_LOOK_AGAIN = 0.01
+#: seconds after a shim's end, for what it has sent by then to be read
+_GRACE = 0.2
 
 
 class Farewells:
@@ -42,13 +40,9 @@ class Farewells:
         self._expected.pop((namespace, name), None)
 
     async def close(self, namespace: str, event: task_events_pb2.TaskDelete, token: object,
-                    ended: asyncio.Event) -> None:
-        """Tell of the deletion, unless the shim did before its end."""
+                    ) -> None:
+        """After the shim's end: tell of the deletion, unless it did."""
         key = namespace, event.container_id
-        deadline = time.monotonic() + _END_TIMEOUT
-        while self._expected.get(key) is token and not ended.is_set() \
-                and time.monotonic() < deadline:
-            await asyncio.sleep(_LOOK_AGAIN)
         if self._expected.get(key) is token:
             await asyncio.sleep(_GRACE)
         if self._expected.get(key) is token:

@@ -10,13 +10,10 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterable
-from types import ModuleType
 from typing import Any
 
 from carrel.containerd.sockets import listen
-
-Servicers = Iterable[tuple[ModuleType, str, object]]
+from carrel.proto.rpc import Servicers
 
 
 class Front:
@@ -28,7 +25,6 @@ class Front:
         self._server: Any = None
         self._opening: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = listen(path, 0o660)
-        self._socket.setblocking(False)
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._knocked)
 
     def _knocked(self) -> None:

@@ -272,6 +272,7 @@ class TaskManager:
             self._forget(task)
             return task.exit
         assert task.shim is not None
+        # our own shim tells before it answers
         token = self.farewells.expect(task.namespace, task.id) if task.runtime != CARREL else None
         try:
             response = await task.shim.call(
@@ -289,24 +290,23 @@ class TaskManager:
         task.leaving = True
         self._forget(task)
         end = Exit(response.pid, response.exit_status, response.exited_at.ToNanoseconds())
-        self._spawn(self._leave(task, self._retire(task)))
-        if token is not None:
-            self._spawn(self.farewells.close(
-                task.namespace, deletion(task.id, end.pid, end.status, end.at), token,
-                task.shim.client.ended))
+        self._spawn(self._leave(task, self._retire(task), end, token))
         return end
 
-    async def _leave(self, task: Task, paths: list[str]) -> None:
+    async def _leave(self, task: Task, paths: list[str], end: Exit, token: object) -> None:
         """Not on the path of the answer: the shim has nothing left but to end."""
         try:
             await self._shut_down(task)
-            if task.runtime != CARREL:  # ours tells before it answers
+            if token is not None:
                 await self._ended(task)
         except errdefs.CarrelError as error:
             log.warning("task %s: shutdown of its shim: %s", task.id, error)
         finally:
             task.close()
             self._discard(paths, task.socket)
+        if token is not None:
+            await self.farewells.close(
+                task.namespace, deletion(task.id, end.pid, end.status, end.at), token)
 
     async def _ended(self, task: Task) -> None:
         assert task.shim is not None

@@ -170,7 +170,6 @@ class Child:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
 
-
     def abandon(self) -> None:
         """It does not outlive a daemon that fails before it can stop it."""
         if isinstance(self._process, fork.Forked):
