@@ -17,7 +17,6 @@ from carrel.containerd import tarwrite, whiteout
 from carrel.containerd.tree import OPEN_DIRECTORY
 from carrel.kernel import paths
 
-_FILE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE = 1 << 20
 #: an upper directory with these does not hold all of its content itself
 _INCOMPLETE = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
@@ -88,11 +87,7 @@ class LayerWalk:
         return fd
 
     def _file(self, parent: int, name: bytes, path: bytes) -> None:
-        where = os.open(name, _FILE, dir_fd=parent)
-        try:
-            fd = paths.open_plain_file(where)
-        finally:
-            os.close(where)
+        fd = paths.open_plain_at(parent, name)
         if fd < 0:
             return  # replaced by the container since the directory was read
         try:

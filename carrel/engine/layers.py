@@ -93,11 +93,7 @@ def _opaque(fd: int) -> bool:
 
 
 def _content(folder: int, name: str) -> bytes:
-    where = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        fd = paths.open_plain_file(where)
-    finally:
-        os.close(where)
+    fd = paths.open_plain_at(folder, name)
     if fd < 0:
         return b""
     try:

@@ -91,11 +91,7 @@ class Packer:
         return -1
 
     def _file(self, parent: int, entry: str, name: str) -> None:
-        where = os.open(entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-        try:
-            fd = paths.open_plain_file(where)
-        finally:
-            os.close(where)
+        fd = paths.open_plain_at(parent, entry)
         if fd < 0:
             return
         try:

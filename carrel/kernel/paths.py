@@ -48,6 +48,15 @@ def open_plain_file(path_fd: int) -> int:
     return os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
+def open_plain_at(parent: int, name: str | bytes) -> int:
+    """The plain file of that name in a directory, never through a link; -1 for anything else."""
+    where = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        return open_plain_file(where)
+    finally:
+        os.close(where)
+
+
 def find_in_root(kernel: Any, root_fd: int, path: str) -> int:
     """Like :func:`open_in_root` as O_PATH, but -1 when there is nothing there."""
     for attempt in range(_ATTEMPTS):
