@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: how long the exit waits for output that another process keeps open
 DRAIN_SECONDS = 2.0
+#: after the exit of init was told, its mounts are let go, if no Delete came before
+RELEASE_SECONDS = 0.02
 #: the exit of init waits for the exits of its container's other processes
 EXEC_EXIT_SECONDS = 10.0
 
@@ -171,7 +173,9 @@ class Container:
             "exit_status": process.exit_status, "exited_at": timestamp(process.exited_at)})
         process.report()
         if process is self.init:
-            self.shim.loop.call_soon(self.driver.released)
+            # later: letting go of the last mounts waits for the kernel, and the exit waits
+            # behind the events before it, which are not answered yet
+            self.shim.loop.call_later(RELEASE_SECONDS, self.driver.released)
 
     def _kill_rest(self) -> Work:
         try:
