@@ -156,7 +156,7 @@ def carrel(work: Path, name: str = "carrel", *flags: str) -> Iterator[Engine]:
 def docker(work: Path) -> Iterator[Engine]:
     """The peers' dockerd with its own containerd."""
     argv = [SANDBOX, IN_PEERS, "dockerd", "-H", f"unix://{work}/docker.sock",
-            "--data-root", str(work / "docker-data"), "--exec-root", str(work / "docker-exec"),
+            "--data-root", str(work / "docker-data"), "--exec-root", "/run/docker",
             "--pidfile", str(work / "docker.pid")]
     with _running("docker", argv, work) as engine:
         yield engine
