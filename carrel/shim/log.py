@@ -20,6 +20,11 @@ class Log:
         except OSError:
             pass  # no log FIFO: nobody wants to read
 
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def debug(self, text: str) -> None:
         if self._debug:
             self._write("debug", text)

@@ -3,7 +3,7 @@
 CPython rewrites byte code and fills caches the first times that it runs a
 function.  Done in a shim, that makes pages private that could be shared; done
 here, before the fork, every shim has them for nothing.  The zygote plays
-containerd to a shim in itself: requests over a socket pair, answered by errors.
+containerd to a shim in itself: requests and events over sockets, as in earnest.
 """
 
 from __future__ import annotations
@@ -14,125 +14,227 @@ import os
 from carrel.kernel import syscalls as k
 from carrel.oci import json
 from carrel.runtime.mounts import new_filesystem
-from carrel.shim.events import Publisher
+from carrel.shim.birth import Config, open_listener, write_file
+from carrel.shim.daemon import serve
 from carrel.shim.jsonlog import JsonLog
 from carrel.shim.log import Log
-from carrel.shim.loop import Loop, run
+from carrel.shim.loop import Loop
+from carrel.shim.oom import OomWatch
 from carrel.shim.process import Process
 from carrel.shim.schema import SCHEMAS
 from carrel.shim.service import SERVICES, Shim
-from carrel.shim.sockets import pair, receive_descriptors, unix
+from carrel.shim.sockets import Socket, pair, receive_descriptors, unix
 from carrel.shim.stdio import Stdio, split_uri
-from carrel.shim.ttrpc import REQUEST, frame
+from carrel.shim.ttrpc import REQUEST, RESPONSE, frame
 from carrel.shim.wire import encode
 from carrel.shim.worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from carrel.shim.loop import Work
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
     from carrel.shim.wire import Message
 
 #: CPython 3.11 specializes a function's byte code after eight calls
 TIMES = 10
+#: an answer or an event takes a few turns of the loop
+_TURNS = 50
 _ID = {"id": "rehearsal"}
+_INIT = {**_ID, "exec_id": ""}
 _CREATE: Message = {
     **_ID, "bundle": "not absolute", "stdin": "/i", "stdout": "/o", "stderr": "/e",
     "rootfs": [{"type": "overlay", "source": "overlay", "options": ["lowerdir=/a:/b"]}],
     "options": {"type_url": "containerd.runc.v1.Options", "value": b""}}
-_REQUESTS: tuple[tuple[str, str, Message], ...] = (
-    ("State", "StateRequest", _ID), ("Start", "StartRequest", _ID), ("Wait", "WaitRequest", _ID),
-    ("Kill", "KillRequest", {**_ID, "signal": 9}), ("Delete", "DeleteRequest", _ID),
-    ("Connect", "ConnectRequest", _ID), ("Pids", "PidsRequest", _ID),
-    ("Create", "CreateTaskRequest", _CREATE),
-)
+#: answered by errors, as there is no such container
+_REFUSED: tuple[tuple[str, Message], ...] = (
+    ("State", _ID), ("Start", _ID), ("Wait", _ID), ("Kill", {**_ID, "signal": 9}),
+    ("Delete", _ID), ("Connect", _ID), ("Pids", _ID), ("Create", _CREATE))
 
 
-def rehearse() -> None:
-    """Leaves nothing: no file, no handler, no descriptor."""
+def rehearse(once: Iterable[Any] = ()) -> None:
+    """Leaves nothing: no file, no handler, no descriptor. ``once``: functions that run once in
+    a shim's life, and cannot be rehearsed."""
     for _ in range(TIMES):
         _one_life()
+    # CPython keeps what it found (or not) under a name, by type, in one table: a shim that looks
+    # there for the first time copies the table's page, and the page of the name.
+    for function in once:
+        for name in function.__code__.co_names:
+            getattr(os, name, None)
+    for name in ("si_pid", "si_code", "si_status"):
+        getattr(os.waitid_result, name)
+    _one_life()
+
+
+def run_container() -> None:
+    """What nearly every shim does until its container runs: for a clone that ends after it."""
+    stage = _Stage()
+    with _folder() as place:
+        stage.start(place)
+        stage.ask("Wait", _INIT, answered=False)
 
 
 def _one_life() -> None:
-    loop = Loop()
-    listener = unix()
-    listener.bind("")  # an abstract name that the kernel picks; nobody is told it
-    listener.listen(1)
-    shim = Shim(loop)
-    shim.open(listener, "rehearsal", "", Log("/dev/null", "rehearsal"))
-    client = unix()
+    stage = _Stage()
     try:
-        client.connect(listener.getsockname())
-        loop.turn()
-        for number, (method, schema, message) in enumerate(_REQUESTS):
-            request = {"service": SERVICES[number % 2], "method": method,
-                       "payload": encode(SCHEMAS[schema], message), "timeout_nano": 1,
-                       "metadata": [{"key": "containerd-namespace-ttrpc", "value": "x"}]}
-            client.sendall(frame(2 * number + 1, REQUEST, encode(SCHEMAS["Request"], request)))
-            loop.turn()
-            client.recv(65536)
-        _parts(loop)
-        _container(shim)
+        for method, message in _REFUSED:
+            stage.ask(method, message)
+        os.kill(os.getpid(), signal.SIGCHLD)
+        stage.turn()
+        _parts(stage.loop)
+        with _folder() as place:
+            _watch(stage.loop, place)
+            _birth(place)
+            stage.start(place)
+            stage.end()
     finally:
-        client.close()
-        loop.turn()
-        shim.server.close()
-        shim.reaper.close()
+        stage.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        loop.close()
 
 
-def _container(shim: Shim) -> None:
-    """A container's life, in a folder that nobody else can see, with answers that lie
-    ready where its worker would be."""
-    try:
-        place = new_filesystem(k, "tmpfs", "rehearsal", (), (), 0)
-    except OSError:
-        return  # not root
-    loop, bundle = shim.loop, f"/proc/self/fd/{place}"
-    worker = Worker.__new__(Worker)
-    worker._socket, theirs = pair()
-    shim._worker = worker
-    output = f"carrel://{bundle}/io.sock?log=json-file&path={bundle}/json.log"
-    request = {**_CREATE, "bundle": bundle, "terminal": False, "stdin": "", "stdout": output,
-               "stderr": output, "checkpoint": ""}
-    init = {"id": "rehearsal", "exec_id": ""}
-    try:
-        for answer in ({"pid": os.getpid(), "cgroup": {}, "shares_pids": False}, {}):
-            theirs.send(json.dumps(answer).encode())
-        _through(loop, shim.create(request))
-        for fd in receive_descriptors(theirs, 65536, 3)[1]:
-            os.close(fd)  # the process would have ended: its output is at its end
-        _through(loop, shim.start(init))
-        waiting = run(shim.wait(init))
-        gone = shim.containers["rehearsal"].init.gone
+class _folder:  # noqa: N801  (reads as a statement)
+    """A folder that nobody else can see."""
+
+    def __init__(self) -> None:
+        self._place = new_filesystem(k, "tmpfs", "rehearsal", (), (), 0)
+
+    def __enter__(self) -> str:
+        return f"/proc/self/fd/{self._place}"
+
+    def __exit__(self, *_error: object) -> None:
+        os.close(self._place)
+
+
+class _Stage:
+    """A shim, and what containerd and the worker are to it."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        listener = _listen()
+        self._events = _listen()
+        self._events.setblocking(False)
+        self._told: Socket | None = None
+        self._taken = 1
+        self._asked = 1
+        self._client = unix()
+        self._client.connect(listener.getsockname())
+        self._client.setblocking(False)
+        self.shim = Shim(self.loop)
+        self.shim.open(listener, "rehearsal", self._events.getsockname().decode(),
+                       Log("/dev/null", "rehearsal"))
+
+    def turn(self) -> None:
+        """One turn of the loop, which waits for nothing, and the events that it told."""
+        self.loop.call_soon(_nothing)
+        self.loop.turn()
+        try:
+            if self._told is None:
+                self._told = self._events.accept()
+                self._told.setblocking(False)
+            while self._told.recv(65536):
+                self._told.sendall(frame(self._taken, RESPONSE, encode(SCHEMAS["Response"], {})))
+                self._taken += 2
+        except BlockingIOError:
+            pass
+
+    def ask(self, method: str, message: Message, answered: bool = True) -> None:
+        schema = {"Create": "CreateTaskRequest"}.get(method, f"{method}Request")
+        request = {"service": SERVICES[self._asked // 2 % 2], "method": method,
+                   "payload": encode(SCHEMAS[schema], message), "timeout_nano": 1,
+                   "metadata": [{"key": "containerd-namespace-ttrpc", "value": "x"}]}
+        self._client.sendall(frame(self._asked, REQUEST, encode(SCHEMAS["Request"], request)))
+        self._asked += 2
+        if answered:
+            self.until(self._client_is_answered)
+        else:
+            self.turn()
+
+    def _client_is_answered(self) -> bool:
+        try:
+            return bool(self._client.recv(65536))
+        except BlockingIOError:
+            return False
+
+    def until(self, done: Callable[[], bool]) -> None:
+        for _ in range(_TURNS):
+            self.turn()
+            if done():
+                return
+        raise RuntimeError("the rehearsal of a shim does not get on")
+
+    def start(self, bundle: str) -> None:
+        """A container that runs, with answers that lie ready where its worker would be."""
+        worker = Worker.__new__(Worker)
+        worker._socket, theirs = pair()
+        self.shim._worker = worker
+        output = f"carrel://{bundle}/io.sock?log=json-file&path={bundle}/json.log"
+        with theirs:
+            for answer in ({"pid": os.getpid(), "cgroup": {}, "shares_pids": False}, {}):
+                theirs.send(json.dumps(answer).encode())
+            self.ask("Create", {**_CREATE, "bundle": bundle, "terminal": False, "stdin": "",
+                                "stdout": output, "stderr": output, "checkpoint": ""})
+            for fd in receive_descriptors(theirs, 65536, 3)[1]:
+                os.close(fd)  # the process would have ended: its output is at its end
+            self.ask("Start", _INIT)
+
+    def end(self) -> None:
+        self.ask("Wait", _INIT, answered=False)
+        gone = self.shim.containers["rehearsal"].init.gone
         assert gone is not None
         gone.resolve(0)
-        while not waiting.done:
-            loop.turn()
-        loop.call_soon(lambda: None)
-        loop.turn()  # what was put off until after the answer
-        _through(loop, shim.delete(init))
-    finally:
-        theirs.close()
-        os.close(place)
+        self.until(self._client_is_answered)
+        self.ask("Delete", _INIT)
+        self.turn()
+
+    def close(self) -> None:
+        for end in (self._client, self._told, self._events):
+            if end is not None:
+                end.close()
+        self.loop.call_soon(_nothing)
+        self.loop.turn()
+        self.shim.server.close()
+        self.shim.log.close()
+        self.shim.reaper.close()
+        self.loop.close()
 
 
-def _through(loop: Loop, work: Work) -> None:
-    done = run(work)
-    while not done.done:
-        loop.turn()
-    if done.error is not None:
-        raise done.error
+def _listen() -> Socket:
+    """At an abstract name that the kernel picks; nobody is told it."""
+    listener = unix()
+    listener.bind("")
+    listener.listen(1)
+    return listener
+
+
+def _nothing() -> None:
+    """So that a turn of the loop does not wait."""
+
+
+def _birth(bundle: str) -> None:
+    """A shim that is told to end at once."""
+    config = Config("rehearsal", "rehearsal", bundle, f"{bundle}/s", "")
+    shim = Shim(Loop())
+    shim.loop.call_soon(shim.loop.stop)
+    serve(config, open_listener(config), None, shim)
+    shim.log.close()
+    shim.reaper.close()
+    shim.loop.close()
+
+
+def _watch(loop: Loop, folder: str) -> None:
+    """Files that stand for those of a cgroup."""
+    for name in ("memory.oom_control", "memory.events", "cgroup.event_control"):
+        write_file(f"{folder}/{name}", "oom_kill 0")
+    for directories in ({"memory": folder}, {"": folder}):
+        watch = OomWatch(loop, directories, lambda: None)
+        watch._watch()
+        watch.check()
+        watch.close()
 
 
 def _parts(loop: Loop) -> None:
     """What the requests above do not reach."""
-    publisher = Publisher(loop, "/nonexistent/rehearsal", "rehearsal", lambda _text: None)
-    publisher.publish("TaskExit", {"container_id": "rehearsal", "id": "rehearsal", "pid": 1,
-                                   "exit_status": 0, "exited_at": {"seconds": 1, "nanos": 1}})
-    loop.turn()
-    publisher.close()
     process = Process("", Stdio("", "", "", False))
     process.wait()
     process.go("running")

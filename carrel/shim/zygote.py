@@ -25,7 +25,7 @@ from carrel import runtime
 from carrel.kernel import cgroup, memory
 from carrel.kernel import syscalls as k
 from carrel.oci import json
-from carrel.shim import daemon, heap, worker
+from carrel.shim import daemon, heap, rehearse, worker
 from carrel.shim.sockets import Socket, pair
 from carrel.shim.worker import Worker
 
@@ -61,6 +61,7 @@ def main() -> int:
     heap.fill_holes()
     memory.trim()
     gc.freeze()
+    heap.leave_room(rehearse.run_container)
     ready = select.poll()
     ready.register(control, select.POLLIN)
     pool = Pool(control, ready)
@@ -168,29 +169,32 @@ def warm() -> None:
     """Import and prepare what a shim will use, so that no child has to."""
     from importlib import import_module
 
-    from carrel.runtime import rehearse as start
-    from carrel.shim import rehearse
+    from carrel.runtime import rehearse as starts
     runtime.warm()
     mode = cgroup.layout().mode
     versions = [f"carrel.kernel.cgroup_{v}{part}" for part in ("", "_limits") for v in (
         ["v2"] if mode == "unified" else ["v1"])]
     for name in (*_LAZY, *versions):
         import_module(name)
-    config = start.text()
+    config = starts.text()
     for _ in range(rehearse.TIMES):
         json.dumps({"seq": 1, "pid": 1, "address": parse(json.loads(
             '{"op": "start", "seq": 1, "namespace": "n", "id": "i", "bundle": "/b", '
             '"socket": "/s", "publish": "/p", "debug": false}')).address})
     try:
         for _ in range(rehearse.TIMES):
-            start.once(config)
+            starts.once(config)
         worker.rehearsal = config
     except Exception as error:  # it costs time, nothing else
         os.write(2, f"zygote: the rehearsal of a start failed: {error}\n".encode())
     sys._clear_type_cache()
     # Last, so that the interpreter's caches hold what a shim looks up: a worker rehearses
     # again, a shim does not, and what it replaces in them is memory of its own.
-    rehearse.rehearse()
+    try:
+        rehearse.rehearse((main, child, start, daemon.leave_parent, daemon.adjust_oom_score,
+                           daemon.prepare, Worker.__init__, Worker.foresee, k.clone, k.prctl))
+    except Exception as error:  # as above
+        os.write(2, f"zygote: the rehearsal of a shim failed: {error}\n".encode())
 
 
 def child(control: Socket, packet: bytes, own: Socket | None) -> NoReturn:
