@@ -33,11 +33,22 @@ def trim() -> None:
         _malloc_trim(0)
 
 
+def read_all(fd: int) -> bytes:
+    """Up to the end of a pipe or a file of /proc."""
+    parts = []
+    while part := os.read(fd, 1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
 def own_pages() -> Iterator[int]:
     """The numbers of the writable pages that no other process shares (pagemap(5): bit 63 says
     that a page is present, bit 56 that it is mapped once)."""
-    with open("/proc/self/maps", encoding="utf-8") as maps:
-        rows = [line.split(None, 2) for line in maps]
+    maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        rows = [line.split(None, 2) for line in read_all(maps).decode().splitlines()]
+    finally:
+        os.close(maps)
     pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for where, rights, _ in rows:

@@ -37,6 +37,7 @@ FILTER_FLAGS = {
 }
 NEW_LISTENER = 1 << 3
 NOTIFY = "SCMP_ACT_NOTIFY"
+ALLOW = "SCMP_ACT_ALLOW"
 
 ACTIONS = {
     "SCMP_ACT_KILL": 0x00000000, "SCMP_ACT_KILL_THREAD": 0x00000000,
@@ -112,6 +113,18 @@ def flags(spec: Spec) -> int:
 def needs_listener(spec: Spec) -> bool:
     """Whether a rule asks another process (SCMP_ACT_NOTIFY)."""
     return any(rule.get("action") == NOTIFY for rule in spec.get("syscalls") or ())
+
+
+def allows(spec: Spec, names: frozenset[str]) -> bool:
+    """Whether rules without conditions allow all of these, and none forbids one."""
+    missing = set(names)
+    for rule in spec.get("syscalls") or ():
+        if rule.get("action") != ALLOW:
+            if not names.isdisjoint(rule["names"]):
+                return False
+        elif not rule.get("args"):
+            missing.difference_update(rule["names"])
+    return not missing
 
 
 def check(spec: Spec) -> None:

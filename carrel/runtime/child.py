@@ -36,10 +36,10 @@ class Child:
     """Everything the child needs, made by the parent before the clone."""
 
     __slots__ = ("after_go", "argv", "awaits_request", "before", "born_in_cgroup", "cgroup",
-                 "clone_again", "early", "env", "fifo_fd", "filtered", "install_filter",
-                 "install_listener", "joins", "joins_late", "keep_fds",
-                 "kernel", "preserve_fds", "signals", "stdio", "terminal", "unshare_flags", "view",
-                 "wait_for_maps")
+                 "clone_again", "early", "env", "fifo_fd", "filtered", "filters_early",
+                 "final_rights", "install_filter", "install_listener", "joins", "joins_late",
+                 "keep_fds", "kernel", "preserve_fds", "signals", "stdio", "terminal",
+                 "unshare_flags", "view", "wait_for_maps")
 
     def __init__(self, view: View, kernel: Any) -> None:
         self.view = view
@@ -65,12 +65,15 @@ class Child:
         self.wait_for_maps = False
         self.signals = handled_signals()
         self.install_filter: Any = None
+        self.filters_early = False             # while start is on its way, and not after it
+        self.final_rights: Any = None          # an operation under the filter
         self.install_listener: Any = None      # instead, where the filter asks an agent
 
 
 def run(child: Child, report: Report) -> NoReturn:
     """Become the container's process. Never returns, never raises."""
     fifo = -1
+    told = False
     current: Operation | None = None
     record.current_step = "child"
     rows = ChildRecord()
@@ -95,6 +98,9 @@ def run(child: Child, report: Report) -> NoReturn:
             for packet in rows.packets():
                 report.send(packet)
             report.send(b"R")
+            told = True
+            if child.filters_early:
+                _install_filter(child)
             fifo = _wait_for_start(child)
         for operation in child.after_go:
             current = operation
@@ -113,6 +119,8 @@ def run(child: Child, report: Report) -> NoReturn:
     except BaseException as error:
         try:
             packet = pack_error(error, record.current_step, current)
+            if told and fifo < 0:
+                fifo = _wait_for_start(child)  # nobody listens to the report any more
             if fifo >= 0:
                 os.write(fifo, packet)
             else:
@@ -285,9 +293,15 @@ def _last_steps(child: Child) -> None:
     child.kernel.close_range(3 + child.preserve_fds, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
     for fd in range(3, 3 + child.preserve_fds):
         os.set_inheritable(fd, True)
-    if child.install_filter is not None:
-        record.current_step = "seccomp"
-        child.install_filter(child)
+    if child.install_filter is not None and not (child.filters_early and child.fifo_fd >= 0):
+        _install_filter(child)
+    if child.final_rights is not None:
+        child.final_rights.execute(child.kernel)
+
+
+def _install_filter(child: Child) -> None:
+    record.current_step = "seccomp"
+    child.install_filter()
 
 
 def find_program(child: Child) -> bytes:

@@ -182,6 +182,15 @@ def all_cpus() -> list[int]:
     return _cpus
 
 
+#: what the child, CPython and the C library call from the wait for start to execve
+AFTER_EARLY_FILTER = frozenset((
+    "brk", "capget", "capset", "chdir", "close", "close_range", "execve", "exit_group", "fchdir",
+    "fcntl", "fstat", "futex", "getcwd", "getpid", "ioctl", "lseek", "madvise", "mmap", "mprotect",
+    "mremap", "munmap", "newfstatat", "openat", "prctl", "read", "readlink", "readlinkat",
+    "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "setgroups", "setresgid", "setresuid",
+    "umask", "write"))
+
+
 def finish_rights(child: Child, rights: planner.Rights, process: Spec, filter_spec: Spec | None,
                   cache: str | None) -> None:
     """Capabilities and filter: the last two things before execve.
@@ -189,6 +198,9 @@ def finish_rights(child: Child, rights: planner.Rights, process: Spec, filter_sp
     Without no_new_privs a filter may only be installed with CAP_SYS_ADMIN, so
     that one is kept until the filter is there; the filter then has to allow
     capset and prctl, which is so with every other runtime, too.
+
+    One that allows all that is done between the wait for start and execve is installed
+    before the wait: the kernel compiles it while the word that start is there travels.
     """
     if not filter_spec or not filter_spec.get("defaultAction"):
         child.after_go.append(rights.final)
@@ -204,17 +216,12 @@ def finish_rights(child: Child, rights: planner.Rights, process: Spec, filter_sp
         child.after_go.append(rights.final)
         return
     program = seccomp.Filter(seccomp.compile(filter_spec, cache), seccomp.flags(filter_spec))
+    child.install_filter = program.install
+    child.filters_early = seccomp.allows(filter_spec, AFTER_EARLY_FILTER)
     if process.get("noNewPrivileges"):
         child.after_go.append(rights.final)
-
-        def install(child: Child) -> None:
-            program.install()
     else:
         child.after_go.append(rights.final.with_admin())
-
-        def install(child: Child) -> None:
-            program.install()
-            rights.final.execute(child.kernel)
-    child.install_filter = install
+        child.final_rights = rights.final
 
 

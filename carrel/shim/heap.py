@@ -86,8 +86,8 @@ def copied_pages(work: Callable[[], object]) -> set[int]:
             os._exit(0)
     os.close(theirs)
     os.close(pidfd)
-    with open(ours, "rb") as stream:
-        pages = {int(page) for page in stream.read().split()}
+    pages = {int(page) for page in memory.read_all(ours).split()}
+    os.close(ours)
     try:
         os.waitpid(pid, 0)
     except ChildProcessError:
