@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from carrel.engine.manager import Manager
 
 
+#: how long a process that was created may wait for its start, until the shim forgets it
+_AHEAD_SECONDS = 2.0
+
+
 class Exec:
     """One exec instance: made, started once, inspected until the container goes."""
 
@@ -34,6 +38,8 @@ class Exec:
         self.exit_code: int | None = None
         self.pid = 0
         self.stdio: Stdio | None = None
+        #: what start is going to ask of the shim, asked ahead
+        self.ahead: asyncio.Task[Stdio | None] | None = None
         #: the process runs, or never will
         self.settled = asyncio.Event()
         self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -41,6 +47,11 @@ class Exec:
     @property
     def tty(self) -> bool:
         return bool(self.config["Tty"])
+
+    @property
+    def console(self) -> tuple[int, int] | None:
+        """As asked for with the creation; the start may say otherwise."""
+        return validate.console_size(self.config["ConsoleSize"])
 
     @property
     def command(self) -> list[str]:
@@ -114,7 +125,27 @@ def create(manager: Manager, container: Container, body: dict[str, Any]) -> Exec
     manager.ctx.events.publish(
         "container", f"exec_create: {' '.join(found.command)}", container.id,
         container.attributes(execID=found.id))
+    if resolve_runtime(manager.ctx.config, container.record.runtime).shim == CARREL_RUNTIME:
+        found.ahead = manager.ctx.spawn(_prepare_ahead(found), f"exec {found.id[:12]}")
     return found
+
+
+async def _prepare_ahead(item: Exec) -> Stdio | None:
+    """``docker exec`` starts at once what it creates: while that request is on its way, the
+    process is made known to the shim. None if that failed: the start meets it again, and tells."""
+    try:
+        stdio = await _announce(item, item.console)
+    except (errdefs.CarrelError, OSError):
+        return None
+    asyncio.get_running_loop().call_later(_AHEAD_SECONDS, _withdraw, item, item.ahead)
+    return stdio
+
+
+def _withdraw(item: Exec, ahead: object) -> None:
+    """It was created, and nobody started it."""
+    if item.ahead is not None and item.ahead is ahead:
+        item.ahead = None
+        item.manager.ctx.spawn(_forget(item), f"exec {item.id[:12]}")
 
 
 def find(manager: Manager, ident: str) -> Exec:
@@ -169,15 +200,34 @@ def begin(item: Exec) -> None:
 
 
 async def prepare(item: Exec, console: tuple[int, int] | None) -> None:
-    """Make the process known to the shim."""
-    stdio = item.stdio = _stdio(item)
+    """Make the process known to the shim, if it is not, or not as it is started now."""
+    ahead, item.ahead = item.ahead, None
+    try:
+        if ahead is not None:
+            await asyncio.wait([ahead])
+            stdio = ahead.result()
+            if stdio is not None:
+                if console == item.console and bool(stdio.stdin) == bool(
+                        item.config["AttachStdin"]):
+                    item.stdio = stdio
+                    return
+                await _forget(item)
+        item.stdio = await _announce(item, console)
+    except BaseException as error:
+        _failed(item, error)
+        raise
+
+
+async def _announce(item: Exec, console: tuple[int, int] | None) -> Stdio:
+    stdio = _stdio(item)
     try:
         spec = specbuild.encode(await _process(item, console))
         await stdio.open()
         await item.manager.tasks.exec(item.container.id, item.id, stdio, item.tty, spec)
-    except BaseException as error:
-        _failed(item, error)
+    except BaseException:
+        stdio.close()
         raise
+    return stdio
 
 
 async def run(item: Exec, session: Session | None) -> None:

@@ -40,8 +40,7 @@ class _Area(Area):
     async def start(self, request: web.Request) -> web.StreamResponse:
         body = await jsonio.read_object(request, optional=True)
         item = execs.find(self.manager, request.match_info["id"])
-        console = validate.console_size(body.get("ConsoleSize")) or validate.console_size(
-            item.config["ConsoleSize"])
+        console = validate.console_size(body.get("ConsoleSize")) or item.console
         if body.get("Detach"):
             item.config = {**item.config, "AttachStdin": False}
             execs.begin(item)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from carrel.kernel.cgroup import Manager
+    from carrel.runtime.enter import Entry
 
     Spec = dict[str, Any]
 
@@ -169,6 +170,13 @@ class Container:
         """Run another process inside; it is a child of the caller."""
         from carrel.runtime.enter import execute
         return execute(self, process, stdio, terminal, **options)
+
+    def plan_exec(self, process: Spec, stdio: tuple[int, int, int] | None = None,
+                  terminal: bool | None = None, **options: Any) -> Entry:
+        """The same in two steps: what this gives is to be executed, or closed. Check again
+        (``enter.check``) where time has passed."""
+        from carrel.runtime.enter import prepare
+        return prepare(self, process, stdio, terminal, **options)
 
     def kill(self, signal: int, all: bool = False) -> None:
         # Without a pid namespace of its own the init is nothing special to the

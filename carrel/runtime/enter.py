@@ -44,11 +44,19 @@ def execute(container: Container, process: Spec, stdio: tuple[int, int, int] | N
             cgroups: list[str] | None = None,
             seccomp_cache: str | None = None, kernel: Any = syscalls) -> containers.Process:
     """Run ``process`` in ``container``; returns after its execve."""
-    status = container.status
-    if status == containers.STOPPED:
-        raise Conflict("cannot exec in a stopped container")
-    if status == containers.PAUSED and not ignore_paused:
-        raise Conflict("cannot exec in a paused container (use --ignore-paused to override)")
+    entry = prepare(container, process, stdio, terminal, console_size=console_size,
+                    preserve_fds=preserve_fds, ignore_paused=ignore_paused, cgroups=cgroups,
+                    seccomp_cache=seccomp_cache, kernel=kernel)
+    return entry.execute()
+
+
+def prepare(container: Container, process: Spec, stdio: tuple[int, int, int] | None = None,
+            terminal: bool | None = None, *, console_size: tuple[int, int] | None = None,
+            preserve_fds: int = 0, ignore_paused: bool = False,
+            cgroups: list[str] | None = None,
+            seccomp_cache: str | None = None, kernel: Any = syscalls) -> Entry:
+    """Check and plan, which changes nothing; then :meth:`Entry.execute`, or close it."""
+    check(container, ignore_paused)
     if not process.get("args"):
         raise InvalidParameter("process args cannot be empty")
     entry = Entry(container, process, kernel)
@@ -60,15 +68,18 @@ def execute(container: Container, process: Spec, stdio: tuple[int, int, int] | N
     entry.view.console_size = console_size or ((size["height"], size["width"]) if size else None)
     try:
         entry.plan(seccomp_cache or f"{container.root}/.seccomp", cgroups or [])
-        done = run_plan([launch.StartProcess(entry.launch, 0)], kernel)
-        try:
-            return entry.finish()
-        except BaseException as error:
-            for second in done.rollback():
-                error.add_note(f"undo failed too: {second}")
-            raise
-    finally:
+    except BaseException:
         entry.close()
+        raise
+    return entry
+
+
+def check(container: Container, ignore_paused: bool = False) -> None:
+    status = container.status
+    if status == containers.STOPPED:
+        raise Conflict("cannot exec in a stopped container")
+    if status == containers.PAUSED and not ignore_paused:
+        raise Conflict("cannot exec in a paused container (use --ignore-paused to override)")
 
 
 class OpenRoot(Operation):
@@ -212,6 +223,19 @@ class Entry:
         # those that are not open yet the child opens itself, before it joins
         self.child.keep_fds.extend(fd for g in manager.groups for fd in (g.procs_fd, g.fd)
                                    if fd >= 0)
+
+    def execute(self) -> containers.Process:
+        """Once; the plan is closed with it."""
+        try:
+            done = run_plan([launch.StartProcess(self.launch, 0)], self.kernel)
+            try:
+                return self.finish()
+            except BaseException as error:
+                for second in done.rollback():
+                    error.add_note(f"undo failed too: {second}")
+                raise
+        finally:
+            self.close()
 
     def finish(self) -> containers.Process:
         start = self.launch

@@ -135,7 +135,14 @@ class Container:
             except BaseException:
                 del self.execs[exec_id]
                 raise
+            self.shim.loop.call_soon(lambda: self._announce(process))  # the answer first
         self.shim.publish("TaskExecAdded", {"container_id": self.id, "exec_id": exec_id})
+
+    def _announce(self, process: Process) -> None:
+        if self.execs.get(process.id) is process and process.state.name == "created":
+            assert process.spec is not None and process.streams is not None
+            self.driver.announce_exec(process.id, process.spec, process.stdio.terminal,
+                                      process.streams.child)
 
     def _out_of_memory(self) -> None:
         self.shim.publish("TaskOOM", {"container_id": self.id})

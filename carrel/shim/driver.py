@@ -45,6 +45,10 @@ class Driver:
         """Run another process in the container; gives :class:`Made`."""
         raise NotImplementedError
 
+    def announce_exec(self, exec_id: str, process: dict[str, Any], terminal: bool,
+                      child: tuple[int, int, int] | None) -> None:
+        """:meth:`exec` with these may follow soon: what can be done for it may be done."""
+
     def kill(self, signal: int, all_processes: bool) -> Work:
         raise NotImplementedError
 

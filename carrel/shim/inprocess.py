@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from carrel.shim.reaper import Reaper
     from carrel.shim.wire import Message
 
+#: how long the worker of an announced exec waits for it; then one is made when it is there
+ANNOUNCED_SECONDS = 2.0
+
+
 class InProcess(Driver):
     """Create and start by the shim's worker if it has one, the rest by calls that
     return within milliseconds."""
@@ -39,6 +43,8 @@ class InProcess(Driver):
         self._cgroup: dict[str, str] = {}
         self._shares_pids = False
         self._mount_namespace = -1
+        #: a process that was announced, and the worker that has planned it
+        self._announced: tuple[str, Worker] | None = None
 
     @property
     def container(self) -> api.Container:
@@ -112,21 +118,45 @@ class InProcess(Driver):
              child: tuple[int, int, int] | None) -> Work:
         try:
             if self._forks:
-                return (yield from self._exec_by_worker(process, terminal, child))
+                return (yield from self._exec_by_worker(exec_id, process, terminal, child))
             made = self.container.exec(process, child, terminal)
         except Exception as error:
             raise self._failed("exec", error) from error
         os.close(made.pidfd)
         return Made(made.pid, made.console)
 
-    def _exec_by_worker(self, process: dict[str, Any], terminal: bool,
-                        child: tuple[int, int, int] | None) -> Work:
+    def announce_exec(self, exec_id: str, process: dict[str, Any], terminal: bool,
+                      child: tuple[int, int, int] | None) -> None:
+        if self._forks:
+            self._forget_announced()
+            worker = self._plan_exec(process, terminal, child)
+            self._announced = exec_id, worker
+            self._loop.call_later(ANNOUNCED_SECONDS, lambda: self._forget_announced(worker))
+
+    def _plan_exec(self, process: dict[str, Any], terminal: bool,
+                   child: tuple[int, int, int] | None) -> Worker:
         worker = Worker()
+        worker.tell({"op": "plan exec", "id": self._id, "root": self._root, "process": process,
+                     "terminal": terminal}, child or ())
+        return worker
+
+    def _forget_announced(self, which: Worker | None = None) -> None:
+        """Any, or this one if it is still the one."""
+        if self._announced is not None and which in (None, self._announced[1]):
+            self._announced[1].dismiss()
+            self._announced = None
+
+    def _exec_by_worker(self, exec_id: str, process: dict[str, Any], terminal: bool,
+                        child: tuple[int, int, int] | None) -> Work:
+        announced, self._announced = self._announced, None
+        if announced is not None and announced[0] == exec_id:
+            worker = announced[1]
+        else:
+            self._announced = announced
+            worker = self._plan_exec(process, terminal, child)
         self._reaper.hold()  # its process may end before we hear of it
         try:
-            answer, fds = yield from worker.ask(self._loop, {
-                "op": "exec", "id": self._id, "root": self._root, "process": process,
-                "terminal": terminal}, child or ())
+            answer, fds = yield from worker.ask(self._loop, {"op": "exec"})
             pid = answer["pid"]
             return Made(pid, fds[0] if fds else -1, self._reaper.expect(pid))
         finally:
@@ -174,6 +204,7 @@ class InProcess(Driver):
     def delete(self, force: bool = False) -> Work:
         yield from ()
         self._dismiss()
+        self._forget_announced()
         self.released()
         try:
             self.container.delete(force=force)

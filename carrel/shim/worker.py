@@ -8,7 +8,7 @@ the worker is gone, and its pages with it.  An exec has a worker of its own.
 
     shim -> worker   NUL and the zygote's request: that bundle will be asked for
                      {"op": "create", ...} + the process's descriptors, {"op": "start"},
-                     {"op": "exec", ...} + the process's descriptors
+                     {"op": "plan exec", ...} + the process's descriptors, {"op": "exec"}
     worker -> shim   {"pid": ..., "cgroup": {...}, "shares_pids": ...} (+ the terminal's master)
                      {"error": {"kind": ..., "text": ...}}, {"unsuitable": true}, {}
 """
@@ -24,7 +24,7 @@ from carrel import errdefs
 from carrel.kernel import record
 from carrel.kernel import syscalls as k
 from carrel.oci import json
-from carrel.runtime import api, create
+from carrel.runtime import api, create, enter
 from carrel.runtime.create import Settings
 from carrel.runtime.draft import Draft
 from carrel.runtime.stock import Stock
@@ -63,10 +63,14 @@ class Worker:
         self.pid = pid
         self._socket = ours
 
+    def tell(self, request: Answer, fds: tuple[int, ...] = ()) -> None:
+        """What has no answer."""
+        send_descriptors(self._socket, json.dumps(request).encode(), list(fds))
+
     def ask(self, loop: poll.Loop, request: Answer, fds: tuple[int, ...] = ()) -> poll.Work:
         """Gives the answer and the descriptors that came with it; its error is raised."""
         answered = poll.Later()
-        send_descriptors(self._socket, json.dumps(request).encode(), list(fds))
+        self.tell(request, fds)
         loop.add(self._socket.fileno(), poll.IN, answered.resolve)
         try:
             yield answered
@@ -144,6 +148,7 @@ def serve(control: Socket, kernel: Sibling, stock: Stock | None = None) -> None:
     """Do what is asked until the shim needs nothing more."""
     made: api.Container | None = None
     draft: Draft | None = None
+    planned: PlannedExec | None = None
     while True:
         packet, fds = receive_descriptors(control, PACKET_MAX, 3)
         if not packet:
@@ -166,8 +171,12 @@ def serve(control: Socket, kernel: Sibling, stock: Stock | None = None) -> None:
                 if made is not None and idle(control):
                     json.loads(_SAMPLE)
                     made.status  # noqa: B018  (as above: this is what start asks first)
+            elif request["op"] == "plan exec":
+                planned = PlannedExec(request, fds, kernel)
+                continue
             elif request["op"] == "exec":
-                _exec(control, request, fds, kernel)
+                assert planned is not None
+                planned.execute(control)
             else:
                 assert made is not None
                 made.start()
@@ -291,9 +300,26 @@ def shares_pids(spec: dict[str, Any]) -> bool:
     return not any(n.get("type") == "pid" and not n.get("path") for n in namespaces)
 
 
-def _exec(control: Socket, request: Answer, fds: list[int], kernel: Sibling) -> None:
-    container = api.load(request["id"], request["root"])
-    process = container.exec(
-        request["process"], (fds[0], fds[1], fds[2]) if fds else None, request["terminal"],
-        kernel=kernel)
-    answer(control, {"pid": process.pid}, process.console)
+class PlannedExec:
+    """Another process in the container, planned when it was announced. What was wrong with
+    it is told when it is asked for."""
+
+    def __init__(self, request: Answer, fds: list[int], kernel: Sibling) -> None:
+        self._fds = fds
+        self._error: Exception | None = None
+        try:
+            self._container = api.load(request["id"], request["root"])
+            self._entry = self._container.plan_exec(
+                request["process"], (fds[0], fds[1], fds[2]) if fds else None,
+                request["terminal"], kernel=kernel)
+        except Exception as error:
+            self._error = error
+
+    def execute(self, control: Socket) -> None:
+        if self._error is not None:
+            raise self._error
+        enter.check(self._container)
+        process = self._entry.execute()
+        answer(control, {"pid": process.pid}, process.console)
+        for fd in self._fds:
+            os.close(fd)

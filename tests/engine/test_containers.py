@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.rawhttp import call
 from tests.engine.stack import IMAGE, Stack
 
 pytestmark = pytest.mark.root
@@ -114,6 +115,35 @@ def test_exec(stack: Stack) -> None:
     done = stack.docker("exec", "box", "true", check=False)
     assert "is paused, unpause the container before exec" in done.stderr
     stack.docker("unpause", "box")
+
+
+def test_an_exec_is_started_as_the_start_says(stack: Stack) -> None:
+    """What was asked of the shim at its creation is taken only where the start fits."""
+    stack.docker("run", "-d", "--name", "box", *NONE, IMAGE, "sleep", "1000")
+
+    def make(*command: str, **config: object) -> str:
+        return str(call(stack.sock, "POST", "/containers/box/exec", {
+            "Cmd": list(command), "AttachStdout": True, **config}).json["Id"])
+
+    def start(ident: str, **body: object) -> bytes:
+        return call(stack.sock, "POST", f"/exec/{ident}/start", body).body
+
+    late, first, second = (make("echo", name) for name in ("late", "first", "second"))
+    assert b"second" in start(second) and b"first" in start(first)
+    detached = make("sh", "-c", "cat > /made; echo done >> /made", AttachStdin=True)
+    assert start(detached, Detach=True) == b""
+    stack.docker("exec", "box", "sh", "-c", "while ! grep done /made; do sleep 0.05; done")
+    sized = make("stty", "size", Tty=True, ConsoleSize=[11, 22])
+    assert b"33 44" in start(sized, Tty=True, ConsoleSize=[33, 44])
+    assert b"unable to find user nobody-here" in start(make("true", User="nobody-here"))
+    time.sleep(2.5)     # the shim has forgotten it
+    assert b"late" in start(late)
+    paused = make("echo", "again")
+    stack.docker("pause", "box")
+    answer = call(stack.sock, "POST", f"/exec/{paused}/start", {})
+    assert answer.status == 409
+    stack.docker("unpause", "box")
+    assert b"again" in start(paused)
 
 
 def test_stop_kill_wait(stack: Stack) -> None:

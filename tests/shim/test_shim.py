@@ -45,6 +45,10 @@ def reader(path: str) -> int:
     return fd
 
 
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def read_all(fd: int) -> bytes:
     with os.fdopen(fd, "rb") as stream:
         return stream.read()
@@ -232,6 +236,37 @@ def test_exec(machine: Machine) -> None:
     shim.delete("e2")
     with pytest.raises(RpcError, match="3: bad exec id"):
         shim.exec("../x", ["true"])
+
+
+def test_an_exec_may_be_started_long_after_it_was_announced(machine: Machine) -> None:
+    """Its worker waits for it, and not for ever; and the newest announcement has the worker."""
+    shim = machine.start_shim("a", ["sleep", "100"])
+    shim.create()
+    shim.start()
+    alone = len(children(shim.pid))
+    socket = str(machine.folder / "io.sock")
+    for name in ("e1", "e2"):
+        shim.exec(name, ["sh", "-c", f"exit {len(name)}"], stdout=f"carrel://{socket}-{name}")
+    wait_until(lambda: len(children(shim.pid)) == alone + 1)
+    wait_until(lambda: len(children(shim.pid)) == alone, seconds=10)
+    for name in ("e2", "e1"):
+        shim.start(name)
+        assert shim.wait(name) == 2
+        shim.delete(name)
+    wait_until(lambda: len(children(shim.pid)) == alone)
+
+
+def test_an_announced_exec_of_a_container_that_was_paused_meanwhile(machine: Machine) -> None:
+    shim = machine.start_shim("a", ["sleep", "100"])
+    shim.create()
+    shim.start()
+    shim.exec("e", ["true"], stdout=f"carrel://{machine.folder}/io.sock")
+    shim.client.call("Pause", task.PauseRequest(id="a"))
+    with pytest.raises(RpcError, match=r"not running|paused"):
+        shim.start("e")
+    shim.client.call("Resume", task.ResumeRequest(id="a"))
+    shim.kill()
+    assert shim.wait() == 137
 
 
 def test_the_exit_of_init_is_the_last(machine: Machine) -> None:
@@ -574,8 +609,10 @@ def test_a_bad_packet_is_answered(machine: Machine) -> None:
 
 def test_a_shim_inherits_nothing(machine: Machine) -> None:
     shim = machine.start_shim("a", ["true"])
-    held = {os.readlink(f"/proc/{shim.pid}/fd/{fd}") for fd in os.listdir(
-        f"/proc/{shim.pid}/fd")}
+    held = set()
+    for fd in os.listdir(f"/proc/{shim.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # one that it closes just now
+            held.add(os.readlink(f"/proc/{shim.pid}/fd/{fd}"))
     kinds = {name.partition(":")[0] for name in held}
     assert kinds <= {"/dev/null", "anon_inode", "socket", "pipe"}
     # listener, our connection, worker
