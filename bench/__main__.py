@@ -36,7 +36,8 @@ def debian_archive(work: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="", help="runtimes, runs, many, load, memory or ways")
+    parser.add_argument("--only", default="",
+                        help="runtimes, start, runs, many, load, memory or ways")
     options = parser.parse_args()
     count = 7 if options.quick else 21
     rounds = 1 if options.quick else 3
@@ -54,7 +55,9 @@ def main() -> None:
     with engines.workspace() as work:
         if wanted("runtimes"):
             take(cases.runtimes(work, count))
-        if options.only not in ("runtimes", "ways"):
+        if wanted("start"):
+            take(cases.starts(work, count))
+        if options.only not in ("runtimes", "start", "ways"):
             busybox = work / "busybox.tar"
             engines.busybox_archive(busybox)
             with engines.docker(work) as peer, engines.carrel(work) as ours:

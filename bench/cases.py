@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -207,6 +208,24 @@ def runtimes(work: Path, count: int) -> Iterator[Row]:
                          peer, version, max(3, count // 4), goal, warmup=1)
         finally:
             _sweep()
+
+
+def starts(work: Path, count: int) -> Iterator[Row]:
+    """From the request to the program: a shim of the zygote, and crun (bench/start.py)."""
+    for what, flags in (("", []), (", Docker's filter", ["--filter"])):
+        folder = work / f"start{len(flags)}"
+        folder.mkdir()
+        done = subprocess.run(
+            [SANDBOX, str(ROOT / ".venv" / "bin" / "python"), "-m", "bench.start", str(folder),
+             str(count), *flags], cwd=ROOT, capture_output=True, text=True, check=False,
+            stdin=subprocess.DEVNULL, timeout=300)
+        _sweep()
+        if done.returncode:
+            print(f"bench: crun does not run here: {done.stderr.strip()[-300:]}")
+            return
+        times = json.loads(done.stdout.splitlines()[-1])
+        yield Row(f"zygote, request to program{what}", "ms", statistics.median(times["ours"]),
+                  statistics.median(times["crun"]), "crun 1.28", 0.6)
 
 
 def _sweep() -> None:
