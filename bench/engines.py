@@ -176,7 +176,9 @@ def workspace() -> Iterator[Path]:
         if _lacks_journal(work):
             with image.open("wb") as file:
                 file.truncate(16 << 30)
-            subprocess.run(["mkfs.ext4", "-qF", str(image)], check=True)
+            subprocess.run([
+                "mkfs.ext4", "-qF", "-N", "131072", "-E",
+                "lazy_itable_init=0,lazy_journal_init=0", str(image)], check=True)
             subprocess.run(["mount", "-o", "loop", str(image), str(work)], check=True)
         yield work
     finally:

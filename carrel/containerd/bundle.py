@@ -3,7 +3,8 @@
     STATE/io.containerd.runtime.v2.task/<namespace>/<id>/
         config.json         the runtime specification
         rootfs/             where the shim mounts the root file system
-        work                -> ROOT/io.containerd.runtime.v2.task/<namespace>/<id>
+        work                -> ROOT/io.containerd.runtime.v2.task/<namespace>/<id>: for shims
+                            that are not ours, which keep nothing for good
         bootstrap.json      how to reach the shim: version, address, protocol
         shim-binary-path    which program the shim is, for cleaning up after it
         log                 FIFO that a cold shim writes its log to
@@ -45,7 +46,7 @@ class Bundle:
     def has(self, name: str) -> bool:
         return os.path.exists(self.file(name))
 
-    def create(self) -> None:
+    def create(self, with_work: bool = True) -> None:
         """The directories; AlreadyExists when there is a bundle."""
         _make_parents(self.path)
         try:
@@ -54,6 +55,8 @@ class Bundle:
             raise errdefs.AlreadyExists(f"bundle {self.path}: already exists") from None
         try:
             os.mkdir(self.file("rootfs"), 0o711)
+            if not with_work:
+                return
             _make_parents(self.work)
             try:
                 os.mkdir(self.work, 0o711)

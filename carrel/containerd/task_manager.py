@@ -144,7 +144,7 @@ class TaskManager:
         task = Task(bundle, runtime)
         self._making.add(key)
         try:
-            self._make_bundle(bundle)
+            self._make_bundle(bundle, runtime != CARREL)
             await self._create(task, container, request)
         except BaseException:
             # also when the client went away: nothing may be left behind.  The id stays taken
@@ -157,13 +157,13 @@ class TaskManager:
         self._making.discard(key)
         return task
 
-    def _make_bundle(self, bundle: Bundle) -> None:
+    def _make_bundle(self, bundle: Bundle, with_work: bool) -> None:
         try:
-            bundle.create()
+            bundle.create(with_work)
         except errdefs.AlreadyExists:
             # of a task that we know nothing of: an interrupted creation
             self._discard(bundle.retire())
-            bundle.create()
+            bundle.create(with_work)
 
     async def _create(self, task: Task, container: containers_pb2.Container,
                       request: tasks_pb2.CreateTaskRequest) -> None:

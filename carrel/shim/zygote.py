@@ -43,6 +43,7 @@ POOL_SIZE = 2
 IDLE_MS = 20
 #: after this long without a request one shim waits, not more: each holds 4 MiB of its own
 CALM_MS = 2000
+CPUS = len(os.sched_getaffinity(0))
 
 
 def main() -> int:
@@ -111,7 +112,8 @@ class Pool:
 
     def idle(self) -> None:
         if len(self._members) < self._size:
-            self.add()
+            if not busy():
+                self.add()
             return
         self._lately, self._size = False, 1
         while len(self._members) > 1:
@@ -151,6 +153,16 @@ class Pool:
         member.close()
         if not done:
             clone(self._control, packet)
+
+
+def busy() -> bool:
+    """Are there more that want to run than processors?"""
+    fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        running = os.read(fd, 128).split()[3].partition(b"/")[0]
+    finally:
+        os.close(fd)
+    return int(running) > CPUS
 
 
 def clone(control: Socket, packet: bytes, own: Socket | None = None) -> None:
