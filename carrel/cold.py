@@ -21,12 +21,13 @@ import marshal
 import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import MAGIC_NUMBER, ExtensionFileLoader
-from posix import stat
+from posix import _exit, stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType, ModuleType
-    from typing import Any
+    from typing import Any, NoReturn
 
     Entry = tuple[str, int, int, str, int, int]
 
@@ -105,3 +106,17 @@ def leave() -> None:
             sys.meta_path.remove(finder)
             finder.empty()
     gc.enable()
+
+
+def end(status: int, tell: "Callable[[OSError], None]") -> "NoReturn":
+    """The end of a short program: to leave the interpreter in order takes 4 ms, a sixth of a
+    whole ``carrel-runtime run``.  ``tell``: output that could not be written, where nothing
+    else failed."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError as error:
+        if status == 0:  # or it has been told
+            tell(error)
+            status = 1
+    _exit(status)

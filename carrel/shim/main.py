@@ -70,19 +70,14 @@ class Flags:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The program.  Without ``arguments`` it never returns: leaving the interpreter in
-    order takes longer than most of what is done here."""
+    """The program.  Without ``arguments`` it never returns."""
     if arguments is not None:
         return run(arguments)
-    status = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError as error:
-        if status == 0:  # or it has been told
-            sys.stderr.write(f"{NAME}: write stdout: {error}\n")
-            status = 1
-    os._exit(status)
+    cold.end(run(sys.argv[1:]), tell_unwritten)
+
+
+def tell_unwritten(error: OSError) -> None:
+    sys.stderr.write(f"{NAME}: write stdout: {error}\n")
 
 
 def run(arguments: list[str]) -> int:
