@@ -2,7 +2,8 @@
 
 The order is that of docs/ARCHITECTURE.md: descriptors closed, not dumpable,
 cgroup, namespaces, private procfs, mounts by descriptor, pivot_root, then the
-process's own rights, the wait for ``start``, the filter, execve.
+process's own rights, the wait for ``start``, the filter, execve.  A filter that
+allows all that follows is installed before the wait.
 
 Nothing here may import, open a file of the container by a library, or let an
 exception out: this process has the heap of its parent and must end in
