@@ -21,8 +21,6 @@ CGROUP_PREFIX = f"carrel-test-{SESSION}-"
 
 #: what a zygote may have waiting: shims and their workers; its own process is counted as any other
 READY_SHIMS = frozenset(f"ready-made shim {n}" for n in range(1, 5))
-
-
 def cgroup_parent(area: str) -> str:
     """The cgroup below which one area of the tests makes its own, as a path: ``/...-area``."""
     return f"/{CGROUP_PREFIX}{area}"
@@ -43,6 +41,12 @@ class Snapshot:
 def _mounts() -> frozenset[str]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
         return frozenset(line.split()[4] for line in f)
+
+
+def ready_pairs(before: Snapshot) -> set[str]:
+    """The pairs that an engine may make for its pool of ready namespaces (three) from here on."""
+    there = sum(name.startswith("veth ") for name in before.facts["links"])
+    return {f"veth {n}" for n in range(there + 1, there + 4)}
 
 
 def _links() -> frozenset[str]:
