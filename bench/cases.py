@@ -221,7 +221,7 @@ def starts(work: Path, count: int) -> Iterator[Row]:
             stdin=subprocess.DEVNULL, timeout=300)
         _sweep()
         if done.returncode:
-            print(f"bench: crun does not run here: {done.stderr.strip()[-300:]}")
+            print(f"bench: bench.start: {done.stderr.strip()[-300:]}")  # ours, or crun
             return
         times = json.loads(done.stdout.splitlines()[-1])
         yield Row(f"zygote, request to program{what}", "ms", statistics.median(times["ours"]),

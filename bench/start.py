@@ -26,7 +26,7 @@ from bench.measure import IDLE
 from carrel.oci import seccomp_default
 from carrel.runtime import template
 from carrel.shim.schema import SCHEMAS
-from carrel.shim.service import SERVICES
+from carrel.shim.service import METHODS, SERVICES
 from carrel.shim.ttrpc import REQUEST, frame
 from carrel.shim.wire import encode
 from tests.shim.kit import Machine, machine_in, wait_until
@@ -73,9 +73,8 @@ def make_bundle(work: Path, with_filter: bool) -> tuple[Path, Path]:
 
 
 def _frame(stream: int, method: str, message: dict[str, Any]) -> bytes:
-    schema = {"Create": "CreateTaskRequest"}.get(method, f"{method}Request")
     request = {"service": SERVICES[0], "method": method, "timeout_nano": 0, "metadata": [],
-               "payload": encode(SCHEMAS[schema], message)}
+               "payload": encode(METHODS[method][0], message)}
     return frame(stream, REQUEST, encode(SCHEMAS["Request"], request))
 
 

@@ -21,6 +21,8 @@ CGROUP_PREFIX = f"carrel-test-{SESSION}-"
 
 #: what a zygote may have waiting: shims and their workers; its own process is counted as any other
 READY_SHIMS = frozenset(f"ready-made shim {n}" for n in range(1, 5))
+
+
 def cgroup_parent(area: str) -> str:
     """The cgroup below which one area of the tests makes its own, as a path: ``/...-area``."""
     return f"/{CGROUP_PREFIX}{area}"

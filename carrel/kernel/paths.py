@@ -28,9 +28,13 @@ _ATTEMPTS = 2000
 
 def open_in_root(kernel: Any, root_fd: int, path: str, flags: int = _PATH) -> int:
     """Open ``path`` as seen from inside ``root_fd``."""
+    return _in_root(kernel.openat2, root_fd, path, flags)
+
+
+def _in_root(call: Any, root_fd: int, path: str, flags: int) -> int:
     for attempt in range(_ATTEMPTS):
         try:
-            return int(kernel.openat2(root_fd, path.lstrip("/") or ".", flags, IN_ROOT))
+            return int(call(root_fd, path.lstrip("/") or ".", flags, IN_ROOT))
         except BlockingIOError:
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -59,13 +63,7 @@ def open_plain_at(parent: int, name: str | bytes) -> int:
 
 def find_in_root(kernel: Any, root_fd: int, path: str) -> int:
     """Like :func:`open_in_root` as O_PATH, but -1 when there is nothing there."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            return int(kernel.find2(root_fd, path.lstrip("/") or ".", _PATH, IN_ROOT))
-        except BlockingIOError:
-            if attempt == _ATTEMPTS - 1:
-                raise
-    raise OSError(EAGAIN, os.strerror(EAGAIN), path)
+    return _in_root(kernel.find2, root_fd, path, _PATH)
 
 
 def make_directory(kernel: Any, root_fd: int, path: str, mode: int = 0o755) -> int:

@@ -294,15 +294,17 @@ def _last_steps(child: Child) -> None:
     child.kernel.close_range(3 + child.preserve_fds, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
     for fd in range(3, 3 + child.preserve_fds):
         os.set_inheritable(fd, True)
-    if child.install_filter is not None and not (child.filters_early and child.fifo_fd >= 0):
+    if child.install_filter is not None:
         _install_filter(child)
     if child.final_rights is not None:
         child.final_rights.execute(child.kernel)
 
 
 def _install_filter(child: Child) -> None:
+    """Once: there is none to install any more."""
     record.current_step = "seccomp"
     child.install_filter()
+    child.install_filter = None
 
 
 def find_program(child: Child) -> bytes:

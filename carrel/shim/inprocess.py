@@ -148,11 +148,9 @@ class InProcess(Driver):
 
     def _exec_by_worker(self, exec_id: str, process: dict[str, Any], terminal: bool,
                         child: tuple[int, int, int] | None) -> Work:
-        announced, self._announced = self._announced, None
-        if announced is not None and announced[0] == exec_id:
-            worker = announced[1]
+        if self._announced is not None and self._announced[0] == exec_id:
+            worker, self._announced = self._announced[1], None
         else:
-            self._announced = announced
             worker = self._plan_exec(process, terminal, child)
         self._reaper.hold()  # its process may end before we hear of it
         try:

@@ -22,7 +22,7 @@ from carrel.shim.loop import Loop
 from carrel.shim.oom import OomWatch
 from carrel.shim.process import Process
 from carrel.shim.schema import SCHEMAS
-from carrel.shim.service import SERVICES, Shim
+from carrel.shim.service import METHODS, SERVICES, Shim
 from carrel.shim.sockets import Socket, pair, receive_descriptors, unix
 from carrel.shim.stdio import Stdio, split_uri
 from carrel.shim.ttrpc import REQUEST, RESPONSE, frame
@@ -139,9 +139,8 @@ class _Stage:
             pass
 
     def ask(self, method: str, message: Message, answered: bool = True) -> None:
-        schema = {"Create": "CreateTaskRequest"}.get(method, f"{method}Request")
         request = {"service": SERVICES[self._asked // 2 % 2], "method": method,
-                   "payload": encode(SCHEMAS[schema], message), "timeout_nano": 1,
+                   "payload": encode(METHODS[method][0], message), "timeout_nano": 1,
                    "metadata": [{"key": "containerd-namespace-ttrpc", "value": "x"}]}
         self._client.sendall(frame(self._asked, REQUEST, encode(SCHEMAS["Request"], request)))
         self._asked += 2

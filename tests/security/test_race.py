@@ -31,11 +31,10 @@ def swapping(first: Path, second: Path) -> Iterator[None]:
     pid = os.fork()
     if pid == 0:
         try:
-            parent, count = os.getppid(), 0
+            parent = os.getppid()
             while os.getppid() == parent:
                 for _ in range(201):  # odd: while it sleeps, they are exchanged half of the time
                     libc.syscall(_RENAMEAT2, -100, one, -100, two, _EXCHANGE)
-                count += 201
                 time.sleep(0.002)  # the starts want the processors, too
         finally:
             os._exit(0)
