@@ -63,7 +63,9 @@ async def build(manager: Manager, container: Container, sandbox: Sandbox | None,
         init_mounts = [{"destination": INIT_PATH, "type": "bind", "source": find_init(daemon),
                         "options": ["bind", "ro"]}]
     spec: dict[str, Any] = {
-        "ociVersion": "1.2.0",
+        # the version that has all that is used here, not a later one: crun before 1.8.2 (Debian 12
+        # has 1.8.1) takes no 1.2
+        "ociVersion": "1.1.0",
         "process": await _process(manager, container, args, caps, options),
         "root": {"path": "rootfs", **({"readonly": True} if host["ReadonlyRootfs"] else {})},
         "mounts": [

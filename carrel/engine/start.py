@@ -182,6 +182,12 @@ async def _drop_task(manager: Manager, container: Container) -> None:
         await manager.tasks.delete(container.id)
 
 
+#: what a runtime says of a program that is not there, or cannot be run
+_NOT_THERE = ("executable file not found", "no such file or directory",
+              "system cannot find the file specified")
+_NOT_RUN = ("permission denied", "is a directory", "not a directory", "exec format error")
+
+
 def runtime_error(error: errdefs.CarrelError, command: str) -> errdefs.CarrelError:
     """In Docker's frame; what the user got wrong is a 400, the rest a 500."""
     message = error.message
@@ -189,17 +195,18 @@ def runtime_error(error: errdefs.CarrelError, command: str) -> errdefs.CarrelErr
         return error
     kind = errdefs.InvalidParameter if exit_code_of(message) in (126, 127) else (
         errdefs.SystemFailure)
+    # clients look for Go's words, to end with 126 or 127; in crun they begin with a capital
+    for words in (*_NOT_THERE, *_NOT_RUN):
+        message = message.replace(words.capitalize(), words)
     return kind(texts.start_failed(message))
 
 
 def exit_code_of(message: str) -> int:
-    """What Docker makes of the runtime's words, which crun begins with a capital."""
+    """What Docker makes of the runtime's words."""
     message = message.lower()
-    if any(t in message for t in ("executable file not found", "no such file or directory",
-                                  "system cannot find the file specified")):
+    if any(words in message for words in _NOT_THERE):
         return 127
-    if any(t in message for t in ("permission denied", "is a directory", "not a directory",
-                                  "exec format error")):
+    if any(words in message for words in _NOT_RUN):
         return 126
     return 128
 

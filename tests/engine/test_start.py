@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from carrel import errdefs
+from carrel.cli.cmd_run import start_code
 from carrel.engine import start
 
 
@@ -55,3 +57,7 @@ async def test_what_was_asked_for_is_there_before_it_is_taken_back(
     ("the runtime is on fire", 128)])
 def test_exit_codes_by_the_words_of_runtimes(words: str, code: int) -> None:
     assert start.exit_code_of(words) == code
+    # and the client, which has only the error's text, comes to the same
+    if "format" not in words:
+        told = start.runtime_error(errdefs.SystemFailure(words), "x").message
+        assert start_code(told) == (code if code < 128 else 125), told
