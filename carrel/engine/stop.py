@@ -70,6 +70,13 @@ async def _send(manager: Manager, container: Container, number: int) -> None:
                 raise
 
 
+async def _thaw(manager: Manager, container: Container) -> None:
+    """After SIGKILL, for a shim that does not do it by itself, as ours does."""
+    if container.state.status == PAUSED:
+        with contextlib.suppress(errdefs.CarrelError):
+            await manager.tasks.resume(container.id)
+
+
 async def _gone(container: Container, seconds: float | None) -> bool:
     if not container.alive:
         return True
@@ -85,9 +92,7 @@ async def kill_and_wait(manager: Manager, container: Container) -> None:
     if await _was_between_runs(manager, container) or not container.alive:
         return
     await _send(manager, container, 9)
-    if container.state.status == PAUSED:
-        with contextlib.suppress(errdefs.CarrelError):
-            await manager.tasks.resume(container.id)
+    await _thaw(manager, container)
     if not await _gone(container, _AFTER_KILL):
         if await _lost(manager, container):
             return
@@ -118,8 +123,7 @@ async def kill(manager: Manager, container: Container, ref: str, signal: str) ->
         container.record.manually_stopped = True
     await _send(manager, container, number)
     if number == 9:
-        if container.state.status == PAUSED:
-            await manager.tasks.resume(container.id)
+        await _thaw(manager, container)
         await _gone(container, _AFTER_KILL)
 
 

@@ -54,6 +54,10 @@ def test_stop_kill_restart_pause(cli: Cli) -> None:
     cli.ok("unpause", "s1")
     cli.ok("kill", "s1")
     assert cli.ok("wait", "s1").strip() == "137"
+    cli.ok("start", "s1")
+    cli.ok("pause", "s1")
+    cli.ok("kill", "s1")
+    assert cli.ok("wait", "s1").strip() == "137"
 
 
 def test_logs_follow_tail_since(cli: Cli) -> None:
