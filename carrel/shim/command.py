@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from carrel.errdefs import InvalidParameter, NotFound, SystemFailure
+from carrel.errdefs import InvalidParameter, NotFound, NotImplementedYet, SystemFailure
 from carrel.oci import json
 from carrel.shim import metrics, rootfs
 from carrel.shim.driver import Driver, Made
@@ -41,6 +41,7 @@ class Command(Driver):
         self._log = os.path.join(bundle, "log.json")
         self._mounted = False
         self._counter = 0
+        self._init = 0
         self._shares_pids = _shares_pids(bundle)
 
     # -- the driver's methods ---------------------------------------------
@@ -59,6 +60,7 @@ class Command(Driver):
             if self._mounted:
                 rootfs.unmount_all(target)
             raise
+        self._init = made.pid
         return made
 
     def start(self) -> Work:
@@ -108,10 +110,13 @@ class Command(Driver):
     def pids(self) -> Work:
         text = yield from self._run("ps", ["ps", "--format", "json", self._id])
         try:
-            return [int(pid) for pid in json.loads(text) or []]
+            found = [int(pid) for pid in json.loads(text) or []]
         except (InvalidParameter, ValueError, TypeError) as error:
             raise SystemFailure(f"{self._binary} ps: not a list of pids: {text[:200]!r}"
                                 ) from error
+        # runsc's are those of its own kernel: taken for the machine's, they would be those of
+        # strangers. What the machine sees of such a container is the one process.
+        return found if self._init in found else [self._init]
 
     def delete(self, force: bool = False) -> Work:
         try:
@@ -185,6 +190,8 @@ class Command(Driver):
             code = yield self._reaper.expect(pid)
             text = _read_all(output)
             if code:
+                if text.startswith(b"Usage: "):  # runsc has no update
+                    raise NotImplementedYet(f"the runtime {self._binary} has no command {what!r}")
                 reason = self._last_error(log_start) or text.decode("utf-8", "replace").strip()
                 reason = reason or f"{self._binary} did not terminate successfully: " \
                                    f"exit status {code}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import os
 
-from carrel.errdefs import AlreadyExists, Conflict, InvalidParameter, NotFound
+from carrel.errdefs import AlreadyExists, Conflict, InvalidParameter, NotFound, SystemFailure
 from carrel.oci import json
 from carrel.shim.events import timestamp
 from carrel.shim.oom import OomWatch
@@ -43,6 +43,8 @@ class Container:
         #: its cgroup directories by controller
         self.cgroup: dict[str, str] = {}
         self._oom: OomWatch | None = None
+        #: signals for init that wait for its thaw, with whether they are for all
+        self._held: list[tuple[int, bool]] = []
 
     def process(self, exec_id: str) -> Process:
         if not exec_id:
@@ -212,7 +214,12 @@ class Container:
         if not 0 <= number <= 64:
             raise InvalidParameter(f"signal {number} is unknown")
         if process is self.init:
-            yield from self.driver.kill(number, request["all"])
+            try:
+                yield from self.driver.kill(number, request["all"])
+            except SystemFailure:  # runsc takes none while it is paused; the kernel keeps them
+                if self.init.state.name != "paused":
+                    raise
+                self._held.append((number, request["all"]))
             if number == signal.SIGKILL and self.init.state.name == "paused":
                 yield from self._thaw_to_die()
             return
@@ -226,11 +233,20 @@ class Container:
     def _thaw_to_die(self) -> Work:
         """A frozen process of cgroup v1 takes even SIGKILL only when it is thawed."""
         try:
-            yield from self.driver.resume()
+            yield from self._thaw()
         except Exception as error:
             self.shim.log.debug(f"resume after SIGKILL: {error}")  # it thawed, or died, already
         if self.init.state.name == "paused":
             self.init.go("running")
+
+    def _thaw(self) -> Work:
+        yield from self.driver.resume()
+        held, self._held = self._held, []
+        for number, everyone in held:
+            try:
+                yield from self.driver.kill(number, everyone)
+            except (NotFound, SystemFailure) as error:  # the one before ended it
+                self.shim.log.debug(f"signal {number} after the thaw: {error}")
 
     def pause(self) -> Work:
         self.init.state.check("pause")
@@ -240,8 +256,9 @@ class Container:
 
     def resume(self) -> Work:
         self.init.state.check("resume")
-        yield from self.driver.resume()
-        self.init.go("running")
+        yield from self._thaw()
+        if self.init.state.name == "paused":  # else it had a signal waiting, and is gone already
+            self.init.go("running")
         self.shim.publish("TaskResumed", {"container_id": self.id})
 
     def _end_created(self, process: Process) -> Work:
@@ -250,6 +267,8 @@ class Container:
             yield from self.driver.kill(signal.SIGKILL, False)
         except NotFound:
             pass
+        except SystemFailure:  # runsc sends no signal to what was never started
+            yield from self.driver.delete(force=True)
         assert process.gone is not None
         process.set_exited((yield process.gone))
 
