@@ -72,13 +72,13 @@ def devices(host: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[st
     nodes: list[dict[str, Any]] = []
     if host["Privileged"]:
         return _all_devices(), [{"allow": True, "access": "rwm"}]
+    # all is denied once, here; Docker denies fuse again, which Debian's crun refuses with systemd
     rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
     for kind, major, minor in _DEVICES:
         rule: dict[str, Any] = {"allow": True, "type": kind, "major": major, "access": "rwm"}
         if minor is not None:
             rule["minor"] = minor
         rules.append(rule)
-    rules.append({"allow": False, "type": "c", "major": 10, "minor": 229, "access": "rwm"})
     for item in host["Devices"] or ():
         outside = item["PathOnHost"]
         inside = item.get("PathInContainer") or outside
