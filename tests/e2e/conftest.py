@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import images, leakcheck
-from tests.e2e.engine import BIN, Cli, OverContainerd, Stack, peers
+from tests.e2e.engine import BIN, Cli, OverContainerd, Stack, newest_client, peers
 
 ORIGINAL = os.environ.get("CARREL_E2E_ENGINE") == "docker"
 KINDS: dict[str, Callable[[Path], Stack]] = {
@@ -23,7 +23,7 @@ KINDS: dict[str, Callable[[Path], Stack]] = {
     "process": lambda work: Stack(work, "--containerd=process"),
     "containerd-2.1": OverContainerd,
 }
-DOCKER_NEW = ("docker-28.5", lambda: str(peers("sid") / "usr/bin/docker"))
+DOCKER_NEW = ("docker-28.5", newest_client)
 DOCKER_OLD = ("docker-20.10", lambda: str(peers("bookworm") / "usr/bin/docker"))
 CARREL = ("carrel", lambda: str(BIN / "carrel"))
 

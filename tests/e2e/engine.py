@@ -19,6 +19,9 @@ CGROUP_PARENT = cgroup_parent("e2e")
 #: what is made ahead, and how much of it at most: the links of network namespaces
 #: (carrel.network.pool), shims and their workers (carrel.shim.zygote)
 READY_MADE = {*(f"veth {n}" for n in range(1, 9)), *READY_SHIMS}
+#: in the guest of make vm-test; it is emulated, 40 times slower than any machine
+IN_GUEST = bool(os.environ.get("CARREL_IN_VM"))
+PATIENCE = 10 if IN_GUEST else 1
 
 
 def peers(suite: str) -> Path:
@@ -26,6 +29,11 @@ def peers(suite: str) -> Path:
     out = subprocess.run([str(ROOT / "scripts" / "peers")], check=True, capture_output=True,
                          text=True, env={**os.environ, "PEERS_SUITE": suite})
     return Path(out.stdout.strip().splitlines()[-1])
+
+
+def newest_client() -> str:
+    """docker 28.5 of the peers; in the guest, which has no peers, the client of ours."""
+    return str(BIN / "carrel" if IN_GUEST else peers("sid") / "usr/bin/docker")
 
 
 @dataclass
@@ -49,7 +57,7 @@ class Cli:
     def run(self, *argv: str, stdin: str | None = None, timeout: float = 60) -> Done:
         """Run it; never raises for an exit code."""
         done = subprocess.run([self.program, *argv], env=self.env, input=stdin, text=True,
-                              capture_output=True, timeout=timeout, check=False,
+                              capture_output=True, timeout=timeout * PATIENCE, check=False,
                               stdin=subprocess.DEVNULL if stdin is None else None)
         return Done(done.returncode, done.stdout, done.stderr)
 
@@ -98,8 +106,8 @@ class Stack:
         self.process = subprocess.Popen(self._argv(), stdin=subprocess.DEVNULL, stdout=log,
                                         stderr=log)
         log.close()
-        client = self.cli(str(peers("sid") / "usr/bin/docker"))
-        deadline = time.monotonic() + 30
+        client = self.cli(newest_client())
+        deadline = time.monotonic() + 30 * PATIENCE
         while client.run("version").code:
             assert self.process.poll() is None, f"carreld ended: {self.log()[-2000:]}"
             assert time.monotonic() < deadline, f"carreld does not answer: {self.log()[-2000:]}"
@@ -109,7 +117,7 @@ class Stack:
         """End it as a service manager would."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+        self.process.wait(60 * PATIENCE)
 
     def kill(self) -> None:
         """kill -9 of carreld alone."""
