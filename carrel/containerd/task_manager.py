@@ -88,7 +88,13 @@ class Task:
                    timeout: float | None = CALL_TIMEOUT) -> Any:
         if self.shim is None or self.exit is not None:
             raise errdefs.NotFound(f"task {self.id}: its shim is gone: not found")
-        return await self.shim.call(method, request, response, timeout)
+        try:
+            return await self.shim.call(method, request, response, timeout)
+        except errdefs.Unavailable:
+            if not self.leaving:
+                raise
+            # deleted meanwhile: a Kill that thaws a container may outlast it
+            raise errdefs.NotFound(f"task {self.id}: its shim is gone: not found") from None
 
     def close(self) -> None:
         self.leaving = True

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from carrel import errdefs
 from carrel.containerd import service
+from carrel.containerd.task_manager import Task
 from carrel.proto import (
     containers_pb2,
     mount_pb2,
@@ -478,3 +480,19 @@ async def test_more_layers_than_a_page_of_mount_data(server: Daemon, rootfs: Pat
         await eventually(lambda: stopped(clients, "c"))
         assert await remove(clients, "c") == 0
         assert out.read_text() == "busybox\n"
+
+
+@pytest.mark.parametrize(("leaving", "kind"), [(False, errdefs.Unavailable),
+                                               (True, errdefs.NotFound)])
+async def test_a_call_that_outlasts_the_task(leaving: bool, kind: type[errdefs.CarrelError]
+                                             ) -> None:
+    """Kill of a paused container: it dies, and is deleted, before the shim has thawed it."""
+    class Shim:
+        async def call(self, *_: Any) -> None:
+            task.leaving = leaving
+            raise errdefs.Unavailable("ttrpc: closed")
+
+    task = Task(SimpleNamespace(id="t1"), "")  # type: ignore[arg-type]
+    task.shim = Shim()  # type: ignore[assignment]
+    with pytest.raises(kind):
+        await task.call("Kill", None, object)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,9 @@ def test_life(runtime: Cli, name: str, driver: str) -> None:
 def test_paused(runtime: Cli) -> None:
     """A signal waits for the thaw, the last one does not."""
     runtime.ok("run", "-d", "--name", "p1", "busybox", "sh", "-c",
-               "trap 'exit 5' TERM; while :; do sleep 0.05; done")
+               "trap 'exit 5' TERM; touch /ready; while :; do sleep 0.05; done")
+    while runtime.run("exec", "p1", "test", "-e", "/ready").code:
+        time.sleep(0.05)
     runtime.ok("pause", "p1")
     runtime.ok("kill", "-s", "TERM", "p1")
     assert runtime.inspect("p1")["State"]["Paused"]
