@@ -345,6 +345,11 @@ class Manager:
         """
         raise NotImplementedError
 
+    def files_to_join(self) -> tuple[int, list[int]]:
+        """What :meth:`join_self` writes to, for a process that does not have us: the file of
+        :attr:`clone_fd`'s group, or -1, and the others."""
+        raise NotImplementedError
+
     def add(self, pid: int, below: str = "") -> None:
         """Move another process, into the group itself or a group ``below``.
         Slow when the machine is idle; not for starts."""

@@ -252,14 +252,18 @@ class ManagerV1(Manager):
     def join_self(self, cloned: bool = False) -> None:
         # A thread that moves itself takes no lock of the machine, while a
         # write by another process waits for an RCU grace period (15 ms idle).
+        unified, others = self.files_to_join()
+        for fd in others if cloned or unified < 0 else (unified, *others):
+            os.write(fd, b"0")
+        record.note("cgroup join", (self.path,), 0)
+
+    def files_to_join(self) -> tuple[int, list[int]]:
         unified = self._by_controller.get(UNIFIED)
         for group in self._groups:
-            if cloned and group is unified:
-                continue
             if group.procs_fd < 0:
                 group.open_procs("cgroup.procs" if group is unified else "tasks")
-            os.write(group.procs_fd, b"0")
-        record.note("cgroup join", (self.path,), 0)
+        return (unified.procs_fd if unified in self._groups and unified is not None else -1,
+                [group.procs_fd for group in self._groups if group is not unified])
 
     def add(self, pid: int, below: str = "") -> None:
         for name, group in list(self._by_controller.items()):

@@ -207,10 +207,13 @@ class ManagerV2(Manager):
     def join_self(self, cloned: bool = False) -> None:
         if cloned:
             return
+        os.write(self.files_to_join()[0], b"0")
+        record.note("cgroup join", (self.path,), 0)
+
+    def files_to_join(self) -> tuple[int, list[int]]:
         if self._group.procs_fd < 0:
             self._group.open_procs("cgroup.procs")
-        os.write(self._group.procs_fd, b"0")
-        record.note("cgroup join", (self.path,), 0)
+        return self._group.procs_fd, []
 
     def add(self, pid: int, below: str = "") -> None:
         from carrel.kernel.cgroup_v1 import write_pid

@@ -41,12 +41,12 @@ _RANGES: dict[str, tuple[int, int]] = {
 class Function:
     """A bound libc function (or a raw syscall) with its declared prototype."""
 
-    __slots__ = ("_c", "_checks", "_prefix", "name")
+    __slots__ = ("_checks", "_prefix", "c", "name")
 
     def __init__(self, name: str, c: Any, types: tuple[Any, ...],
                  prefix: tuple[int, ...] = ()) -> None:
         self.name = name
-        self._c = c
+        self.c = c
         self._prefix = prefix
         self._checks = tuple(_RANGES.get(t._type_) for t in types)
 
@@ -63,7 +63,7 @@ class Function:
         recorder = record.active
         begin = monotonic_ns() if recorder is not None else 0
         while True:
-            result: int = self._c(*self._prefix, *args)
+            result: int = self.c(*self._prefix, *args)
             if result >= 0:
                 if recorder is not None:
                     recorder.add((record.current_step, self.name, args, result, 0, begin,
@@ -86,7 +86,7 @@ class Function:
                 raise OverflowError(f"{self.name}: {value} is out of range")
         recorder = record.active
         begin = monotonic_ns() if recorder is not None else 0
-        result: int = self._c(*self._prefix, *args)
+        result: int = self.c(*self._prefix, *args)
         number = 0 if result >= 0 else get_errno()
         if number and number not in expected:
             return self(*args, paths=paths)  # again, for its error

@@ -74,18 +74,22 @@ class _SockFprog(Structure):
 class Filter:
     """A filter ready to be installed: all memory is there before the fork."""
 
-    __slots__ = ("_buffer", "_flags", "_program")
+    __slots__ = ("_buffer", "_program", "flags")
 
     def __init__(self, bpf: bytes, flags: int = 0, listener: bool = False) -> None:
         if not bpf or len(bpf) % 8:
             raise InvalidParameter("not a BPF program: its length is no multiple of 8")
         self._buffer = (c_char * len(bpf)).from_buffer_copy(bpf)
         self._program = _SockFprog(len(bpf) // 8, addressof(self._buffer))
-        self._flags = flags | (NEW_LISTENER if listener else 0)
+        self.flags = flags | (NEW_LISTENER if listener else 0)
+
+    @property
+    def bpf(self) -> bytes:
+        return bytes(self._buffer)
 
     def install(self) -> int:
         """seccomp(2); with a listener the answer is its fd."""
-        return _seccomp(SET_MODE_FILTER, self._flags, addressof(self._program))
+        return _seccomp(SET_MODE_FILTER, self.flags, addressof(self._program))
 
 
 def install(bpf: bytes, flags: int = 0, listener: bool = False) -> int:

@@ -11,6 +11,7 @@ are close-on-exec.
 from __future__ import annotations
 
 import os
+from _struct import pack
 from errno import ENOENT, ENOTDIR
 from fcntl import ioctl as _ioctl
 from time import monotonic_ns
@@ -30,7 +31,7 @@ from carrel.kernel.cdata import (
     c_uint64,
     c_ulong,
     c_void_p,
-    sizeof,
+    get_errno,
 )
 from carrel.kernel.libc import encode, fail, function, syscall
 
@@ -133,10 +134,10 @@ class MountAttr(Structure):
                 ("propagation", c_uint64), ("userns_fd", c_uint64)]
 
 
-class CloneArgs(Structure):
-    _fields_ = [(name, c_uint64) for name in (
-        "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls",
-        "set_tid", "set_tid_size", "cgroup")]
+#: struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls,
+#: set_tid, set_tid_size, cgroup. (Packed: the names of a structure's fields are memory that a
+#: shim, which clones once, would have to itself.)
+_CLONE_ARGS = "11Q"
 
 
 class SchedAttr(Structure):
@@ -150,7 +151,7 @@ class SchedAttr(Structure):
 # threads in setgroups, setresuid) or lacks the symbol on Debian 12.
 _capset = _raw("capset", c_void_p, c_void_p)
 _clone = _raw("clone", c_ulong, c_ulong, c_void_p, c_void_p, c_ulong)
-_clone3 = _raw("clone3", c_void_p, c_ulong)
+_clone3 = _raw("clone3", c_char_p, c_ulong)
 _close_range = _raw("close_range", c_uint, c_uint, c_uint)
 _execveat = _raw("execveat", c_int, c_char_p, c_void_p, c_void_p, c_int)
 _fsconfig = _raw("fsconfig", c_int, c_uint, c_char_p, c_char_p, c_int)
@@ -379,12 +380,27 @@ def clone(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     """
     pidfd = c_int(-1)
     if cgroup_fd >= 0:
-        args = CloneArgs(flags | CLONE_PIDFD | CLONE_INTO_CGROUP, addressof(pidfd), 0, 0,
-                         0 if flags & CLONE_PARENT else SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd)
-        pid = int(_clone3(byref(args), sizeof(args)))
+        args = pack(_CLONE_ARGS, flags | CLONE_PIDFD | CLONE_INTO_CGROUP, addressof(pidfd), 0, 0,
+                    0 if flags & CLONE_PARENT else SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd)
+        pid = int(_clone3(args, len(args)))
     else:
         pid = int(_clone(flags | CLONE_PIDFD | SIGCHLD, 0, byref(pidfd), None, 0))
     return pid, pidfd.value if pid else -1
+
+
+def clone_at_each(bell: int) -> bool:
+    """:func:`clone` for each byte that can be read: True in a clone, False at the end.
+
+    For a process that shares its memory with many clones: each page that it writes to between
+    two of them is shared by nobody any more, so a turn is nothing but two calls."""
+    read, call, number, flags = os.read, _clone.c, _NUMBERS["clone"][_COLUMN], SIGCHLD
+    while read(bell, 1):
+        pid = call(number, flags, 0, None, None, 0)
+        if pid <= 0:
+            if pid < 0:
+                fail(get_errno(), "clone")
+            return True
+    return False
 
 
 def setns(fd: int, kinds: int) -> None:

@@ -27,6 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from carrel.kernel.seccomp import Filter
     from carrel.runtime.view import View
 
 #: what an execve may answer -> what a shell would
@@ -37,10 +38,10 @@ class Child:
     """Everything the child needs, made by the parent before the clone."""
 
     __slots__ = ("after_go", "argv", "awaits_request", "before", "born_in_cgroup", "cgroup",
-                 "clone_again", "early", "env", "fifo_fd", "filtered", "filters_early",
-                 "final_rights", "install_filter", "install_listener", "joins", "joins_late",
-                 "keep_fds", "kernel", "preserve_fds", "signals", "stdio", "terminal",
-                 "unshare_flags", "view", "wait_for_maps")
+                 "clone_again", "early", "env", "fifo_fd", "filter", "filtered", "filters_early",
+                 "final_rights", "joins", "joins_late", "keep_fds", "kernel", "listener",
+                 "preserve_fds", "signals", "stdio", "terminal", "unshare_flags", "view",
+                 "wait_for_maps")
 
     def __init__(self, view: View, kernel: Any) -> None:
         self.view = view
@@ -65,10 +66,16 @@ class Child:
         self.preserve_fds = 0
         self.wait_for_maps = False
         self.signals = handled_signals()
-        self.install_filter: Any = None
+        self.filter: Filter | None = None
         self.filters_early = False             # while start is on its way, and not after it
         self.final_rights: Any = None          # an operation under the filter
-        self.install_listener: Any = None      # instead, where the filter asks an agent
+        self.listener: Filter | None = None    # instead, where the filter asks an agent
+
+
+    @property
+    def clone_fd(self) -> int:
+        """The cgroup that it can be born into, or -1."""
+        return getattr(self.cgroup, "clone_fd", -1)
 
 
 def run(child: Child, report: Report) -> NoReturn:
@@ -89,9 +96,9 @@ def run(child: Child, report: Report) -> NoReturn:
         current = None
         record.current_step = "exec"
         path = find_program(child)
-        if child.install_listener is not None:
+        if child.listener is not None:
             record.current_step = "seccomp"
-            _install_listener(child, report)
+            _install_listener(child.listener, report)
         if child.fifo_fd >= 0:
             close_all_but(child.kernel, [report.fd, child.fifo_fd, child.view.proc_fd],
                           child.preserve_fds)
@@ -269,11 +276,11 @@ def close_all_but(kernel: Any, keep: list[int], preserve: int) -> None:
     kernel.close_range(first, 0xFFFFFFFF)
 
 
-def _install_listener(child: Child, report: Report) -> None:
+def _install_listener(listener: Filter, report: Report) -> None:
     """A filter that asks an agent is installed while the parent is still there to
     hand the agent its descriptor: it takes it from us by number, because from here
     on any call but write may hang until the agent answers."""
-    fd = child.install_listener()
+    fd = listener.install()
     os.write(report.fd, b"N%d" % fd)
     if os.read(report.fd, 16)[:1] != b"G":
         os._exit(EXIT_FAILED)
@@ -294,17 +301,17 @@ def _last_steps(child: Child) -> None:
     child.kernel.close_range(3 + child.preserve_fds, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
     for fd in range(3, 3 + child.preserve_fds):
         os.set_inheritable(fd, True)
-    if child.install_filter is not None:
-        _install_filter(child)
+    _install_filter(child)
     if child.final_rights is not None:
         child.final_rights.execute(child.kernel)
 
 
 def _install_filter(child: Child) -> None:
-    """Once: there is none to install any more."""
-    record.current_step = "seccomp"
-    child.install_filter()
-    child.install_filter = None
+    """If there is one; once, since then there is none any more."""
+    if child.filter is not None:
+        record.current_step = "seccomp"
+        child.filter.install()
+        child.filter = None
 
 
 def find_program(child: Child) -> bytes:

@@ -210,13 +210,11 @@ def finish_rights(child: Child, rights: planner.Rights, process: Spec, filter_sp
     if seccomp.needs_listener(filter_spec):
         from carrel.runtime import agent
         agent.check(filter_spec)
-        asking = seccomp.Filter(seccomp.compile(filter_spec, cache), seccomp.flags(filter_spec),
-                                listener=True)
-        child.install_listener = asking.install
+        child.listener = seccomp.Filter(seccomp.compile(filter_spec, cache),
+                                        seccomp.flags(filter_spec), listener=True)
         child.after_go.append(rights.final)
         return
-    program = seccomp.Filter(seccomp.compile(filter_spec, cache), seccomp.flags(filter_spec))
-    child.install_filter = program.install
+    child.filter = seccomp.Filter(seccomp.compile(filter_spec, cache), seccomp.flags(filter_spec))
     child.filters_early = seccomp.allows(filter_spec, AFTER_EARLY_FILTER)
     if process.get("noNewPrivileges"):
         child.after_go.append(rights.final)

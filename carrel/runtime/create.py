@@ -80,7 +80,8 @@ def create(id: str, bundle: str, root: str, *, spec: Spec | None = None,
 def begin(id: str, bundle: str, root: str, *, spec: Spec | None = None,
           stdio: tuple[int, int, int] | None = None, terminal: bool | None = None,
           rootfs_mounts: list[Spec] | None = None, console_size: tuple[int, int] | None = None,
-          settings: Settings | None = None, kernel: Any = syscalls) -> Pending:
+          settings: Settings | None = None, kernel: Any = syscalls,
+          cradle: launch.Cradle | None = None) -> Pending:
     """The first half of :func:`create`: the process exists, and works for itself."""
     settings = settings or Settings()
     state.check_id(id)
@@ -93,7 +94,7 @@ def begin(id: str, bundle: str, root: str, *, spec: Spec | None = None,
     wants_terminal = bool(process.get("terminal")) if terminal is None else terminal
     if wants_terminal != bool(process.get("terminal")):
         spec = {**spec, "process": {**process, "terminal": wants_terminal}}
-    maker = Maker(spec, bundle, launch.Launch(id, root), settings, kernel)
+    maker = Maker(spec, bundle, launch.Launch(id, root, cradle), settings, kernel)
     try:
         return Pending(maker, maker.plan(raw, stdio, rootfs_mounts, console_size))
     except BaseException:

@@ -32,7 +32,7 @@ class Draft:
 
     def __init__(self, id: str, bundle: str, root: str, settings: create.Settings | None = None,
                  kernel: Any = syscalls, raw: bytes | None = None,
-                 stock: Stock | None = None) -> None:
+                 stock: Stock | None = None, cradle: launch.Cradle | None = None) -> None:
         """``raw``: the text of config.json, where it is there already."""
         settings = settings or create.Settings()
         state.check_id(id)
@@ -41,8 +41,8 @@ class Draft:
         runtime_spec.check(spec)
         self._asked = id, bundle, root, _values(settings)
         self._done: Done | None = None
-        self._maker = create.Maker(spec, bundle, launch.Launch(id, root), settings, kernel,
-                                   stock)
+        self._maker = create.Maker(spec, bundle, launch.Launch(id, root, cradle), settings,
+                                   kernel, stock)
         try:
             # the root's mounts come with the request: one stands for them
             self._operations: list[Operation] = self._maker.plan(self._raw, None, [_LATER], None)

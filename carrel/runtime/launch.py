@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from _thread import _count
 from errno import (
     EACCES,
     EBUSY,
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
 class Launch:
     """What the operations of one launch share."""
 
-    __slots__ = ("cgroup", "cgroup_made", "cgroup_mount", "child", "fifo_path", "folder",
-                 "id", "pid", "pid_namespace", "pidfd", "root", "socket")
+    __slots__ = ("cgroup", "cgroup_made", "cgroup_mount", "child", "cradle", "fifo_path",
+                 "folder", "id", "pid", "pid_namespace", "pidfd", "root", "socket")
 
-    def __init__(self, id: str, root: str) -> None:
+    def __init__(self, id: str, root: str, cradle: Cradle | None = None) -> None:
         self.id = id
         self.root = root
+        #: where the process is cloned, if not here
+        self.cradle = cradle
         self.folder = state.directory(root, id)
         self.fifo_path = f"{self.folder}/{state.FIFO}"
         self.pid = 0
@@ -48,6 +51,15 @@ class Launch:
         self.child: Child | None = None
         self.socket: Socket | None = None
         self.pid_namespace = -1  # one to be born into, or -1
+
+
+class Cradle:
+    """Another process, whose child the container's process is to be."""
+
+    def bear(self, launch: Launch, flags: int, told: Socket) -> tuple[int, int]:
+        """Clone there; what runs is ``launch.child``, which reports over ``told``.
+        (pid, pidfd)"""
+        raise NotImplementedError
 
 
 class MakeStateFolder(Operation):
@@ -235,34 +247,26 @@ class StartProcess(Operation):
         assert launch.child is not None
         ours, theirs = report.pair()
         try:
+            launch.socket = ours
             try:
-                with born_into(kernel, launch.pid_namespace):
-                    launch.pid, launch.pidfd = self._clone(kernel)
-                    if launch.pid == 0:
-                        child_module.run(launch.child, report.Report(theirs))
+                if launch.cradle is not None:
+                    launch.pid, launch.pidfd = launch.cradle.bear(launch, self.flags, theirs)
+                else:
+                    self._clone(kernel, theirs)
             finally:
                 theirs.close()
-            launch.socket = ours
         except BaseException:
-            ours.close()
             kill_and_reap(launch)
             raise
 
-    def _clone(self, kernel: Any) -> tuple[int, int]:
-        child = self.launch.child
+    def _clone(self, kernel: Any, theirs: Socket) -> None:
+        launch = self.launch
+        child = launch.child
         assert child is not None
-        cgroup_fd = getattr(child.cgroup, "clone_fd", -1)
-        if cgroup_fd >= 0:
-            try:
-                child.born_in_cgroup = True
-                return clone_single_threaded(kernel, self.flags, cgroup_fd)
-            except OSError as error:
-                # no clone3 (a container runtime's filter), or a group that takes
-                # no process this way: the child joins by itself
-                if error.errno not in (ENOSYS, EOPNOTSUPP, EBUSY, EACCES):
-                    raise
-            child.born_in_cgroup = False
-        return clone_single_threaded(kernel, self.flags)
+        launch.pid, launch.pidfd, child.born_in_cgroup = clone_into(
+            kernel, self.flags, child.clone_fd, launch.pid_namespace)
+        if launch.pid == 0:
+            child_module.run(child, report.Report(theirs))
 
     def undo(self, kernel: Any) -> None:
         kill_and_reap(self.launch)
@@ -271,10 +275,33 @@ class StartProcess(Operation):
         return "unshare --fork ..."
 
 
+def clone_into(kernel: Any, flags: int, cgroup_fd: int, pid_namespace: int
+               ) -> tuple[int, int, bool]:
+    """Into a pid namespace, or -1, and if possible into a cgroup (v2), or -1.
+    (pid, pidfd, was it born in the cgroup?)"""
+    with born_into(kernel, pid_namespace) as there:
+        pid, pidfd, inside = clone_here(kernel, flags, cgroup_fd)
+        if pid == 0:
+            there.stay()
+    return pid, pidfd, inside
+
+
+def clone_here(kernel: Any, flags: int, cgroup_fd: int) -> tuple[int, int, bool]:
+    """:func:`clone_into` our own pid namespace."""
+    if cgroup_fd >= 0:
+        try:
+            return (*clone_single_threaded(kernel, flags, cgroup_fd), True)
+        except OSError as error:
+            # no clone3 (a container runtime's filter), or a group that takes
+            # no process this way: the child joins by itself
+            if error.errno not in (ENOSYS, EOPNOTSUPP, EBUSY, EACCES):
+                raise
+    return (*clone_single_threaded(kernel, flags), False)
+
+
 def clone_single_threaded(kernel: Any, flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     """clone, after making sure that its safety argument holds (see syscalls.clone)."""
-    from _thread import _count  # threads that Python started, beside the main one
-    if _count():
+    if _count():  # threads that Python started, beside the main one
         raise SystemFailure("cannot start a container's process from a program with threads")
     pid, pidfd = kernel.clone(flags, cgroup_fd)
     return int(pid), int(pidfd)
@@ -289,10 +316,15 @@ class born_into:  # noqa: N801  (reads as a statement)
     def __init__(self, kernel: Any, fd: int) -> None:
         self.kernel, self.fd, self.own = kernel, fd, -1
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> born_into:
         if self.fd >= 0:
             self.own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
             self.kernel.setns(self.fd, syscalls.CLONE_NEWPID)
+        return self
+
+    def stay(self) -> None:
+        """In the child, which cannot come back."""
+        self.own = -1
 
     def __exit__(self, *_: object) -> None:
         if self.own >= 0:

@@ -152,7 +152,7 @@ class OpenRootfs(MountOperation):
 class Mount(MountOperation):
     """Mount a new file system (proc, sysfs, tmpfs, ...) on a directory."""
 
-    __slots__ = ("fstype", "label", "options", "read_only_late", "ready", "source")
+    __slots__ = ("fstype", "options", "read_only_late", "ready", "source")
 
     def __init__(self, view: View, destination: str, fstype: str, source: str,
                  options: Options, *, read_only_late: bool = False, ready: int = -1) -> None:

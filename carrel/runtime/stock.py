@@ -60,18 +60,23 @@ class Stock:
         self._made.clear()
 
     def fill(self, kernel: Any) -> None:
+        """Make what is missing."""
         made = self._made
         for destination, fstype, source, words in _USUAL:
             parsed = options.parse(words)
+            if _key(destination, fstype, source, parsed) in made:
+                continue
             tree = mounts.new_filesystem(kernel, fstype, source, parsed.data, parsed.superblock,
                                          parsed.attr_set)
             made[_key(destination, fstype, source, parsed)] = tree
             if destination == "/dev":
                 _fill_dev(kernel, tree)
-        made[_EMPTY] = mounts.new_empty(kernel)
+        if _EMPTY not in made:
+            made[_EMPTY] = mounts.new_empty(kernel)
         entries = cgroup.open_manager("/stock").mounts()
-        if entries and entries[0]["type"] == "cgroup":
-            attributes = cgroupfs.DEFAULT_ATTRIBUTES
+        attributes = cgroupfs.DEFAULT_ATTRIBUTES
+        if (entries and entries[0]["type"] == "cgroup"
+                and _cgroup_key(entries, attributes) not in made):
             tree = cgroupfs.new_top(kernel, entries, attributes)
             made[_cgroup_key(entries, attributes)] = tree
 

@@ -25,6 +25,16 @@ class Config:
         self.publish = publish
         self.debug = debug
 
+    def fields(self) -> list[str]:
+        """For :meth:`told`, in another process; no NUL is in any."""
+        return [self.namespace, self.id, self.bundle, self.socket, self.publish,
+                "debug" if self.debug else ""]
+
+    @classmethod
+    def told(cls, fields: list[str]) -> Config:
+        namespace, identity, bundle, socket, publish, debug = fields
+        return cls(namespace, identity, bundle, socket, publish, bool(debug))
+
     @property
     def address(self) -> str:
         return f"unix://{self.socket}"
@@ -71,6 +81,11 @@ def write_file(path: str, text: str) -> None:
 def leave_parent(*keep: int) -> None:
     """In the child: own session, no streams, nothing inherited but ``keep``."""
     os.setsid()
+    leave_all(*keep)
+
+
+def leave_all(*keep: int) -> None:
+    """No streams, nothing inherited but ``keep``, as a daemon is."""
     os.umask(0o022)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):

@@ -76,7 +76,7 @@ class Container:
                    "stderr": request["stderr"], "terminal": request["terminal"]},
             "checkpoint": request["checkpoint"], "pid": init.pid})
         self.cgroup = self.driver.cgroup(init.pid)
-        self._oom = OomWatch(self.shim.loop, self.cgroup, self._out_of_memory)
+        self._oom = OomWatch(self.shim.loop, self.cgroup, self._out_of_memory, made.kills)
         self._watch(init, made)
 
     def start(self, exec_id: str) -> Work:

@@ -9,10 +9,10 @@ from carrel.kernel import syscalls as k
 from carrel.shim.birth import (
     Config,
     adjust_oom_score,
+    leave_all,
     leave_parent,
     open_listener,
     socket_path,
-    write_file,
 )
 from carrel.shim.log import Log
 from carrel.shim.loop import Loop
@@ -23,27 +23,35 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from carrel.shim.sockets import Socket
-    from carrel.shim.worker import Worker
+    from carrel.shim.starter import Starter
 
-__all__ = ["Config", "adjust_oom_score", "leave_parent", "open_listener", "serve", "socket_path"]
+__all__ = ["Config", "adjust_oom_score", "ignore_signals", "leave_all", "leave_parent",
+           "open_listener", "prepare", "serve", "socket_path"]
+
+
+def ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # a handler and not SIG_IGN: that one would be inherited by programs we start
+        signal.signal(number, _ignore)
 
 
 def prepare() -> Shim:
     """A shim that does not know its container yet."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # a handler and not SIG_IGN: that one would be inherited by programs we start
-        signal.signal(number, _ignore)
     k.prctl(k.PR_SET_CHILD_SUBREAPER, 1)
     return Shim(Loop())
 
 
-def serve(config: Config, listener: Socket, worker: Worker | None = None,
+def serve(config: Config, listener: Socket, helper: Socket | None = None,
           shim: Shim | None = None) -> None:
-    """Be the shim. Returns after Shutdown."""
-    shim = shim or prepare()
+    """Be the shim. Returns after Shutdown. ``helper``: a starter's other end."""
+    if shim is None:
+        shim = prepare()
+    starter: Starter | None = None
+    if helper is not None:
+        from carrel.shim.starter import Starter
+        starter = Starter(shim.loop, helper)
     log = Log(os.path.join(config.bundle, "log"), config.id, config.debug)
-    shim.open(listener, config.namespace, config.publish, log, worker)
-    write_file(os.path.join(config.bundle, "shim.pid"), str(os.getpid()))
+    shim.open(listener, config.namespace, config.publish, log, starter)
     try:
         shim.loop.run()
     finally:

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 
 
 class Made:
-    """A process that was made: its pid, the master of its terminal or -1, and its
-    exit if the driver watches for it already (it may be over by now)."""
+    """A process that was made: its pid, the master of its terminal or -1, its exit if the
+    driver watches for it already (it may be over by now), and the descriptor that tells
+    of kills for want of memory, or -1."""
 
-    __slots__ = ("console", "gone", "pid")
+    __slots__ = ("console", "gone", "kills", "pid")
 
-    def __init__(self, pid: int, console: int = -1, gone: Later | None = None) -> None:
+    def __init__(self, pid: int, console: int = -1, gone: Later | None = None,
+                 kills: int = -1) -> None:
         self.pid = pid
         self.console = console
         self.gone = gone
+        self.kills = kills
 
 
 class Driver:

@@ -6,34 +6,46 @@ import os
 
 from carrel.errdefs import CarrelError, Conflict, NotFound, SystemFailure
 from carrel.runtime import api
+from carrel.runtime.container import CREATED
 from carrel.runtime.create import read_config
 from carrel.shim import explain
 from carrel.shim.driver import Driver, Made
-from carrel.shim.worker import Worker, make_settings, shares_pids
+from carrel.shim.starter import (
+    Died,
+    groups_with_controllers,
+    make_settings,
+    open_mount_namespace,
+    shares_pids,
+)
+from carrel.shim.worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from carrel.shim.loop import Loop, Work
+    from carrel.shim.loop import Loop, Timer, Work
     from carrel.shim.reaper import Reaper
+    from carrel.shim.starter import Starter
     from carrel.shim.wire import Message
 
 #: how long the worker of an announced exec waits for it; then one is made when it is there
 ANNOUNCED_SECONDS = 2.0
+#: how long the starter is held for the start of what it created; then the shim does it
+CREATED_SECONDS = 2.0
 
 
 class InProcess(Driver):
-    """Create and start by the shim's worker if it has one, the rest by calls that
-    return within milliseconds."""
+    """Create and start by the shim's starter if it has one, an exec by a worker, the rest
+    by calls that return within milliseconds."""
 
-    def __init__(self, loop: Loop, reaper: Reaper, worker: Worker | None, root: str,
+    def __init__(self, loop: Loop, reaper: Reaper, starter: Starter | None, root: str,
                  identity: str, bundle: str, settings: dict[str, bool]) -> None:
         self._loop = loop
         self._reaper = reaper
-        self._worker = worker
+        self._starter = starter
+        self._kept: Timer | None = None
         #: born from the zygote: its pages are worth saving
-        self._forks = worker is not None
+        self._forks = starter is not None
         self._root = root
         self._id = identity
         self._bundle = bundle
@@ -56,34 +68,35 @@ class InProcess(Driver):
                child: tuple[int, int, int] | None) -> Work:
         try:
             made: Made | None = None
-            if self._worker is not None:
-                made = yield from self._create_by_worker(mounts, terminal, child)
+            if self._starter is not None:
+                made = yield from self._create_by_starter(self._starter, mounts, terminal, child)
             if made is None:
                 made = self._create_here(mounts, terminal, child)
         except Exception as error:
             raise self._failed("create", error) from error
         self._pid = made.pid
-        for name in ("", "unified") if len(self._cgroup) > 1 else ():
-            self._cgroup.pop(name, None)  # v2 beside v1 holds no controller
-        # While somebody holds it, the end of init does not wait for the unmount
-        # of its root, which can mean writing back megabytes.
-        self._mount_namespace = os.open(f"/proc/{made.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         return made
 
-    def _create_by_worker(self, mounts: list[Message], terminal: bool,
-                          child: tuple[int, int, int] | None) -> Work:
-        assert self._worker is not None
+    def _create_by_starter(self, starter: Starter, mounts: list[Message], terminal: bool,
+                           child: tuple[int, int, int] | None) -> Work:
         self._reaper.hold()
         try:
-            answer, fds = yield from self._worker.ask(self._loop, {
-                "op": "create", "id": self._id, "bundle": self._bundle, "root": self._root,
-                "terminal": terminal, "mounts": mounts, "settings": self._settings}, child or ())
+            try:
+                answer, fds = yield from starter.ask({
+                    "op": "create", "id": self._id, "bundle": self._bundle, "root": self._root,
+                    "terminal": terminal, "mounts": mounts, "settings": self._settings},
+                    child or ())
+            except ConnectionError:
+                answer, fds = {"unsuitable": True}, []  # it died before: nothing was made
             if "unsuitable" in answer:
                 self._dismiss()
                 return None
             self._cgroup = answer["cgroup"]
             self._shares_pids = answer["shares_pids"]
-            return Made(answer["pid"], fds[0] if fds else -1, self._reaper.expect(answer["pid"]))
+            self._kept = self._loop.call_later(CREATED_SECONDS, self._dismiss)
+            self._mount_namespace = fds[0]
+            return Made(answer["pid"], fds[1] if answer["console"] else -1,
+                        self._reaper.expect(answer["pid"]), fds[-1] if answer["kills"] else -1)
         finally:
             self._reaper.unhold()
 
@@ -94,25 +107,38 @@ class InProcess(Driver):
                           rootfs_mounts=mounts or None, settings=make_settings(self._settings))
         self._container = made
         console, made.console = made.console, -1
-        self._cgroup = dict(made.cgroup.paths)
+        self._cgroup = groups_with_controllers(made)
+        self._mount_namespace = open_mount_namespace(made.pid)
         self._shares_pids = shares_pids(made.spec)
         return Made(made.pid, console)
 
     def _dismiss(self) -> None:
-        if self._worker is not None:
-            self._worker.dismiss()
-            self._worker = None
+        if self._kept is not None:
+            self._kept.cancel()
+            self._kept = None
+        if self._starter is not None:
+            self._starter.dismiss()
+            self._starter = None
 
     def start(self) -> Work:
         try:
-            if self._worker is not None:
-                yield from self._worker.ask(self._loop, {"op": "start"})
-                self._dismiss()
-            else:
+            if self._starter is None or not (yield from self._start_by_starter(self._starter)):
                 self.container.start()
                 explain.save(self._bundle)
         except Exception as error:
             raise self._failed("start", error) from error
+
+    def _start_by_starter(self, starter: Starter) -> Work:
+        """Gives False where it died before it did it."""
+        if self._kept is not None:
+            self._kept.cancel()
+        try:
+            yield from starter.ask({"op": "start"})
+            return True
+        except (ConnectionError, Died):
+            return self.container.status != CREATED
+        finally:
+            self._dismiss()
 
     def exec(self, exec_id: str, process: dict[str, Any], terminal: bool,
              child: tuple[int, int, int] | None) -> Work:

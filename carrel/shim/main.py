@@ -183,6 +183,7 @@ def detach(config: Config, listener: Socket) -> None:
         birth.adjust_oom_score()
         get_ready()
         from carrel.shim import daemon
+        daemon.ignore_signals()
         daemon.serve(config, listener)
         code = 0
     finally:

@@ -15,47 +15,67 @@ if TYPE_CHECKING:
 DELAY_SECONDS = 0.1
 
 
+def open_watch(directories: dict[str, str]) -> int:
+    """A descriptor by which the kernel tells of a kill: v1 an eventfd, v2 memory.events; -1
+    where there is no memory accounting, or no cgroup any more."""
+    directory = directories.get("", directories.get("memory", ""))
+    if not directory:
+        return -1
+    try:
+        if "" in directories:
+            fd = os.open(f"{directory}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+            os.pread(fd, 4096, 0)  # what is there now is no news
+            return fd
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError:
+        return -1
+    control = -1
+    try:
+        control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{directory}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, f"{event} {control}".encode())
+        finally:
+            os.close(fd)
+        return event
+    except OSError:
+        os.close(event)
+        return -1
+    finally:
+        if control >= 0:
+            os.close(control)
+
+
 class OomWatch:
     """Counts ``oom_kill`` of one memory cgroup."""
 
     def __init__(self, loop: Loop, directories: dict[str, str],
-                 happened: Callable[[], None]) -> None:
+                 happened: Callable[[], None], watch: int = -1) -> None:
+        """``watch``: from :func:`open_watch`; if -1 it is opened later."""
         self._loop = loop
         self._happened = happened
         self._v2 = "" in directories
         self._directory = directories.get("" if self._v2 else "memory", "")
         self._seen = 0
-        self._fds: list[int] = []
-        self._timer = loop.call_later(DELAY_SECONDS, self._watch) if self._directory else None
+        self._fd = -1
+        self._timer = None
+        if watch >= 0:
+            self._watch(watch)
+        elif self._directory:
+            self._timer = loop.call_later(DELAY_SECONDS, lambda: self._watch(
+                open_watch(directories)))
 
-    def _watch(self) -> None:
-        """Ask the kernel to tell: v1 by an eventfd, v2 by a poll of memory.events."""
-        try:
-            if self._v2:
-                fd = os.open(f"{self._directory}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
-                self._fds.append(fd)
-                os.pread(fd, 4096, 0)  # what is there now is no news
-                self._loop.add(fd, select.EPOLLPRI, self._changed)
-                return
-            control = os.open(f"{self._directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-            self._fds.append(control)
-            event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._fds.insert(0, event)
-            fd = os.open(f"{self._directory}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, f"{event} {control}".encode())
-            finally:
-                os.close(fd)
-            self._loop.add(event, select.EPOLLIN, self._changed)
-        except OSError:
-            self._close_fds()  # gone meanwhile, or without memory accounting
+    def _watch(self, fd: int) -> None:
+        self._fd = fd
+        if fd >= 0:
+            self._loop.add(fd, select.EPOLLPRI if self._v2 else select.EPOLLIN, self._changed)
 
     def _changed(self, _events: int) -> None:
         try:
             if self._v2:
-                os.pread(self._fds[0], 4096, 0)
+                os.pread(self._fd, 4096, 0)
             else:
-                os.eventfd_read(self._fds[0])
+                os.eventfd_read(self._fd)
         except OSError:
             pass
         self.check()
@@ -82,14 +102,10 @@ class OomWatch:
             self._seen = count
             self._happened()
 
-    def _close_fds(self) -> None:
-        if self._fds:
-            self._loop.remove(self._fds[0])
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
-
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._close_fds()
+        if self._fd >= 0:
+            self._loop.remove(self._fd)
+            os.close(self._fd)
+            self._fd = -1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import os
+import select
 
 from carrel.kernel import syscalls as k
 from carrel.oci import json
@@ -23,11 +24,11 @@ from carrel.shim.oom import OomWatch
 from carrel.shim.process import Process
 from carrel.shim.schema import SCHEMAS
 from carrel.shim.service import METHODS, SERVICES, Shim
-from carrel.shim.sockets import Socket, pair, receive_descriptors, unix
+from carrel.shim.sockets import Socket, pair, receive_descriptors, send_descriptors, unix
+from carrel.shim.starter import BIRTH, Starter
 from carrel.shim.stdio import Stdio, split_uri
 from carrel.shim.ttrpc import REQUEST, RESPONSE, frame
 from carrel.shim.wire import encode
-from carrel.shim.worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class _folder:  # noqa: N801  (reads as a statement)
 
 
 class _Stage:
-    """A shim, and what containerd and the worker are to it."""
+    """A shim, and what containerd and the starter are to it."""
 
     def __init__(self) -> None:
         self.loop = Loop()
@@ -115,6 +116,7 @@ class _Stage:
         self._events = _listen()
         self._events.setblocking(False)
         self._told: Socket | None = None
+        self._starter: Socket | None = None
         self._taken = 1
         self._asked = 1
         self._client = unix()
@@ -128,6 +130,7 @@ class _Stage:
         """One turn of the loop, which waits for nothing, and the events that it told."""
         self.loop.call_soon(_nothing)
         self.loop.turn()
+        self._make_what_is_asked()
         try:
             if self._told is None:
                 self._told = self._events.accept()
@@ -137,6 +140,35 @@ class _Stage:
                 self._taken += 2
         except BlockingIOError:
             pass
+
+    def _make_what_is_asked(self) -> None:
+        """As a starter does it; the process gets no plan, and ends."""
+        if self._starter is None:
+            return
+        try:
+            packet, fds = receive_descriptors(self._starter, 65536, 3)
+        except BlockingIOError:
+            return
+        if packet.startswith(BIRTH):  # it has our descriptors until it ends
+            gone = select.poll()
+            gone.register(fds[0], select.POLLIN)
+            gone.poll(1000)
+        for fd in fds:
+            os.close(fd)  # also its streams: what was captured of it is at its end
+        if packet.startswith(BIRTH):
+            space, kills = os.open("/proc/self/ns/mnt", os.O_RDONLY), os.eventfd(0)
+            send_descriptors(self._starter, json.dumps(
+                {"pid": os.getpid(), "cgroup": {"memory": ""}, "shares_pids": False,
+                 "console": False, "kills": True}).encode(), [space, kills])
+            os.close(space)
+            os.close(kills)
+        elif fds:
+            ours, theirs = pair()
+            send_descriptors(self._starter, b"%b0 0 0" % BIRTH, [theirs.fileno()])
+            ours.close()
+            theirs.close()
+        elif packet:
+            self._starter.send(b"{}")
 
     def ask(self, method: str, message: Message, answered: bool = True) -> None:
         request = {"service": SERVICES[self._asked // 2 % 2], "method": method,
@@ -163,19 +195,14 @@ class _Stage:
         raise RuntimeError("the rehearsal of a shim does not get on")
 
     def start(self, bundle: str) -> None:
-        """A container that runs, with answers that lie ready where its worker would be."""
-        worker = Worker.__new__(Worker)
-        worker._socket, theirs = pair()
-        self.shim._worker = worker
+        """A container that runs, with answers that lie ready where its starter would be."""
+        ours, self._starter = pair()
+        self._starter.setblocking(False)
+        self.shim._starter = Starter(self.loop, ours)
         output = f"carrel://{bundle}/io.sock?log=json-file&path={bundle}/json.log"
-        with theirs:
-            for answer in ({"pid": os.getpid(), "cgroup": {}, "shares_pids": False}, {}):
-                theirs.send(json.dumps(answer).encode())
-            self.ask("Create", {**_CREATE, "bundle": bundle, "terminal": False, "stdin": "",
-                                "stdout": output, "stderr": output, "checkpoint": ""})
-            for fd in receive_descriptors(theirs, 65536, 3)[1]:
-                os.close(fd)  # the process would have ended: its output is at its end
-            self.ask("Start", _INIT)
+        self.ask("Create", {**_CREATE, "bundle": bundle, "terminal": False, "stdin": "",
+                            "stdout": output, "stderr": output, "checkpoint": ""})
+        self.ask("Start", _INIT)
 
     def end(self) -> None:
         self.ask("Wait", _INIT, answered=False)
@@ -187,7 +214,7 @@ class _Stage:
         self.turn()
 
     def close(self) -> None:
-        for end in (self._client, self._told, self._events):
+        for end in (self._client, self._told, self._events, self._starter):
             if end is not None:
                 end.close()
         self.loop.call_soon(_nothing)
@@ -226,8 +253,7 @@ def _watch(loop: Loop, folder: str) -> None:
     for name in ("memory.oom_control", "memory.events", "cgroup.event_control"):
         write_file(f"{folder}/{name}", "oom_kill 0")
     for directories in ({"memory": folder}, {"": folder}):
-        watch = OomWatch(loop, directories, lambda: None)
-        watch._watch()
+        watch = OomWatch(loop, directories, _nothing, os.eventfd(0, os.EFD_CLOEXEC))
         watch.check()
         watch.close()
 

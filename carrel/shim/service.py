@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from carrel.shim.driver import Driver
     from carrel.shim.log import Log
+    from carrel.shim.starter import Starter
     from carrel.shim.ttrpc import Methods
     from carrel.shim.wire import Message
-    from carrel.shim.worker import Worker
 
 VERSION = "carrel 0.1.0"
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
@@ -49,15 +49,15 @@ class Shim:
         self.namespace = ""
         self.reaper = Reaper(loop)
         self.containers: dict[str, Container] = {}
-        self._worker: Worker | None = None
+        self._starter: Starter | None = None
         self._creating: set[str] = set()
 
     def open(self, listener: Socket, namespace: str, publish: str, log: Log,
-             worker: Worker | None = None) -> None:
+             starter: Starter | None = None) -> None:
         """Serve who connects to the listener."""
         self.namespace = namespace
         self.log = log
-        self._worker = worker
+        self._starter = starter
         self._publisher = Publisher(self.loop, publish, namespace, log.warn)
         self.server = Server(self.loop, listener, dict.fromkeys(SERVICES, METHODS), self)
         self.loop.on_error = log.error
@@ -107,9 +107,9 @@ class Shim:
             os.write(fd, json.dumps(record).encode())
         finally:
             os.close(fd)
-        worker, self._worker = self._worker, None
+        starter, self._starter = self._starter, None
         return make_driver(self.loop, self.reaper, record, request["id"],
-                           request["bundle"], worker)
+                           request["bundle"], starter)
 
     def start(self, request: Message) -> poll.Work:
         pid = yield from self._container(request).start(request["exec_id"])
@@ -262,17 +262,17 @@ def runtime_options(value: Message | None) -> Message:
 
 
 def make_driver(loop: poll.Loop, reaper: Reaper, record: Message, identity: str, bundle: str,
-                worker: Worker | None = None) -> Driver:
+                starter: Starter | None = None) -> Driver:
     if record["binary"]:
         from carrel.shim.command import DEFAULT_ROOT, Command
-        if worker is not None:
-            worker.dismiss()
+        if starter is not None:
+            starter.dismiss()
         root = os.path.join(record["root"] or DEFAULT_ROOT, record["namespace"])
         return Command(reaper, record["binary"], root, identity, bundle,
                        record["systemd_cgroup"], record["no_pivot_root"])
     from carrel.shim.inprocess import InProcess
-    from carrel.shim.worker import state_root
+    from carrel.shim.starter import state_root
     root = state_root(record["root"], record["namespace"], bundle)
-    return InProcess(loop, reaper, worker, root, identity, bundle, {
+    return InProcess(loop, reaper, starter, root, identity, bundle, {
         "systemd_cgroup": record["systemd_cgroup"], "no_pivot": record["no_pivot_root"],
         "no_new_keyring": record["no_new_keyring"]})

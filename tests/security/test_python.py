@@ -228,7 +228,7 @@ def test_no_wrapper_masks_an_integer(monkeypatch: pytest.MonkeyPatch) -> None:
     checked = 0
     for function in _functions():
         called: list[object] = []
-        monkeypatch.setattr(function, "_c", lambda *args, called=called: called.append(args) or 0)
+        monkeypatch.setattr(function, "c", lambda *args, called=called: called.append(args) or 0)
         for index, limits in enumerate(function._checks):
             if limits is None:
                 continue
@@ -303,7 +303,8 @@ def _left(bundle: Bundle, fds: set[str], others: set[int]) -> list[str]:
 WINDOWS = {
     "write_aside": "fd", "read_file": "fd", "write_lines": "fd", "stat_fields": "fd",
     "fill_cpuset": "fd", "close": "child", "_close_helper": "child", "create": "child",
-    "clone_single_threaded": "child", "_bound": "fd", "_make": "child", "_or_undo": "child",
+    "clone_single_threaded": "child", "clone_here": "child", "clone_into": "child",
+    "__exit__": "child", "_clone": "child", "_bound": "fd", "_make": "child", "_or_undo": "child",
     "wait": "child",
 }
 

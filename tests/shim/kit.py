@@ -208,6 +208,27 @@ class Zygote:
             os.waitpid(self.pid, 0)
 
 
+def waiting(zygote: int) -> tuple[set[int], set[int]]:
+    """(shims that have no container yet, starters): clones of the zygote's mother that
+    have its working directory; a shim leads a session."""
+    home = os.readlink(f"/proc/{zygote}/cwd")
+    shims: set[int] = set()
+    starters: set[int] = set()
+    for mother in _children(zygote):
+        for pid in _children(mother):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/cwd") == home:
+                    (shims if os.getsid(pid) == pid else starters).add(pid)
+    return shims, starters
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children",
+                                            encoding="ascii") as file:
+        return [int(one) for one in file.read().split()]
+    return []
+
+
 class Machine:
     """A folder with bundles, an event sink and a zygote."""
 

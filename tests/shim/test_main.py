@@ -14,7 +14,7 @@ from google.protobuf import any_pb2
 from carrel.proto import introspection_types_pb2, runc_options_pb2, shim_v2_pb2
 from carrel.shim.daemon import socket_path
 from carrel.shim.main import Flags, UsageError
-from carrel.shim.worker import state_root
+from carrel.shim.starter import state_root
 from tests.shim.kit import ROOT
 
 

@@ -1,34 +1,20 @@
-"""How many shims wait for a request."""
+"""How many shims and starters wait for a request."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.shim.kit import Machine
+from tests.shim.kit import Machine, waiting
 
 pytestmark = pytest.mark.root
 
 
 def _shims(zygote: int) -> set[int]:
-    """Children of the zygote that have no container yet (nor is one a worker of them)."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                text = Path(f"/proc/{entry}/stat").read_text(errors="replace")
-                home = os.readlink(f"/proc/{entry}/cwd")
-            except OSError:
-                continue
-            if text.rsplit(")", 1)[1].split()[0] != "Z" and home == os.readlink(
-                    f"/proc/{zygote}/cwd"):
-                children.setdefault(int(text.rsplit(")", 1)[1].split()[1]), []).append(int(entry))
-    found = children.get(zygote, [])
-    return {pid for pid in found if children.get(pid)}     # each has its worker
+    return waiting(zygote)[0]
 
 
 def _until(what: Callable[[], bool]) -> None:

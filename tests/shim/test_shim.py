@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pytest
 
 from carrel.proto import shim_v2_pb2 as task
-from tests.shim.kit import Client, Machine, RpcError, Shim, machine_in, wait_until
+from tests.shim.kit import Client, Machine, RpcError, Shim, machine_in, wait_until, waiting
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("leak_check")]
 
@@ -705,19 +705,16 @@ def test_out_of_memory_is_told_before_the_exit(machine: Machine) -> None:
 
 def test_a_pool_member_takes_the_next_request(machine: Machine) -> None:
     """Shims cloned ahead: used when they are there, not missed when they were killed."""
-    def members() -> list[int]:
-        with open(f"/proc/{machine.zygote.pid}/task/{machine.zygote.pid}/children",
-                  encoding="ascii") as file:
-            return [int(pid) for pid in file.read().split()]
+    def members() -> set[int]:
+        return waiting(machine.zygote.pid)[0]
 
     wait_until(lambda: len(members()) == 1)
     first = members()
     shim = machine.start_shim("a", ["true"])
     assert shim.pid in first
-    wait_until(lambda: len([p for p in members() if p != shim.pid]) == 1)
+    wait_until(lambda: len(members()) == 1)
     for pid in members():
-        if pid != shim.pid:
-            os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
     other = machine.start_shim("b", ["true"])
     other.create()
     other.start()
@@ -747,8 +744,7 @@ def group_of(shim: Shim) -> Path:
 
 
 def wait_for_a_member(machine: Machine) -> None:
-    path = f"/proc/{machine.zygote.pid}/task/{machine.zygote.pid}/children"
-    wait_until(lambda: Path(path).read_text(encoding="ascii").split())
+    wait_until(lambda: all(waiting(machine.zygote.pid)))
 
 
 def test_what_is_prepared_is_what_starts(machine: Machine) -> None:
