@@ -9,11 +9,12 @@ import time
 from carrel.errdefs import CarrelError
 from carrel.oci import json
 from carrel.shim import rootfs
+from carrel.shim.driver import RECORD
 from carrel.shim.events import timestamp
 from carrel.shim.loop import Loop, run
 from carrel.shim.reaper import Reaper
 from carrel.shim.schema import SCHEMAS
-from carrel.shim.service import RECORD, make_driver
+from carrel.shim.service import make_driver
 from carrel.shim.wire import encode
 
 TYPE_CHECKING = False

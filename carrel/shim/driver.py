@@ -6,12 +6,29 @@ program takes its time, and the shim serves others meanwhile.
 
 from __future__ import annotations
 
+import os
+
+from carrel.oci import json
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from carrel.shim.loop import Later, Work
     from carrel.shim.wire import Message
+
+
+#: what Create leaves in the bundle for `delete` after a dead shim: which runtime, and how
+RECORD = "carrel-shim.json"
+
+
+def write_record(bundle: str, record: Message) -> None:
+    fd = os.open(os.path.join(bundle, RECORD), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC,
+                 0o600)
+    try:
+        os.write(fd, json.dumps(record).encode())
+    finally:
+        os.close(fd)
 
 
 class Made:

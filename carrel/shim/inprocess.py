@@ -9,7 +9,7 @@ from carrel.runtime import api
 from carrel.runtime.container import CREATED
 from carrel.runtime.create import read_config
 from carrel.shim import explain
-from carrel.shim.driver import Driver, Made
+from carrel.shim.driver import Driver, Made, write_record
 from carrel.shim.starter import (
     Died,
     groups_with_controllers,
@@ -39,7 +39,7 @@ class InProcess(Driver):
     by calls that return within milliseconds."""
 
     def __init__(self, loop: Loop, reaper: Reaper, starter: Starter | None, root: str,
-                 identity: str, bundle: str, settings: dict[str, bool]) -> None:
+                 identity: str, bundle: str, record: Message) -> None:
         self._loop = loop
         self._reaper = reaper
         self._starter = starter
@@ -49,7 +49,7 @@ class InProcess(Driver):
         self._root = root
         self._id = identity
         self._bundle = bundle
-        self._settings = settings
+        self._record = record
         self._container: api.Container | None = None
         self._pid = 0
         self._cgroup: dict[str, str] = {}
@@ -84,7 +84,7 @@ class InProcess(Driver):
             try:
                 answer, fds = yield from starter.ask({
                     "op": "create", "id": self._id, "bundle": self._bundle, "root": self._root,
-                    "terminal": terminal, "mounts": mounts, "settings": self._settings},
+                    "terminal": terminal, "mounts": mounts, "record": self._record},
                     child or ())
             except ConnectionError:
                 answer, fds = {"unsuitable": True}, []  # it died before: nothing was made
@@ -102,9 +102,10 @@ class InProcess(Driver):
 
     def _create_here(self, mounts: list[Message], terminal: bool,
                      child: tuple[int, int, int] | None) -> Made:
+        write_record(self._bundle, self._record)
         explain.begin(read_config(self._bundle))
         made = api.create(self._id, self._bundle, self._root, stdio=child, terminal=terminal,
-                          rootfs_mounts=mounts or None, settings=make_settings(self._settings))
+                          rootfs_mounts=mounts or None, settings=make_settings(self._record))
         self._container = made
         console, made.console = made.console, -1
         self._cgroup = groups_with_controllers(made)

@@ -9,11 +9,11 @@ containerd to a shim in itself: requests and events over sockets, as in earnest.
 from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
+import marshal
 import os
 import select
 
 from carrel.kernel import syscalls as k
-from carrel.oci import json
 from carrel.runtime.mounts import new_filesystem
 from carrel.shim.birth import Config, open_listener, write_file
 from carrel.shim.daemon import serve
@@ -157,9 +157,9 @@ class _Stage:
             os.close(fd)  # also its streams: what was captured of it is at its end
         if packet.startswith(BIRTH):
             space, kills = os.open("/proc/self/ns/mnt", os.O_RDONLY), os.eventfd(0)
-            send_descriptors(self._starter, json.dumps(
+            send_descriptors(self._starter, marshal.dumps(
                 {"pid": os.getpid(), "cgroup": {"memory": ""}, "shares_pids": False,
-                 "console": False, "kills": True}).encode(), [space, kills])
+                 "console": False, "kills": True}), [space, kills])
             os.close(space)
             os.close(kills)
         elif fds:
@@ -168,7 +168,7 @@ class _Stage:
             ours.close()
             theirs.close()
         elif packet:
-            self._starter.send(b"{}")
+            self._starter.send(marshal.dumps({}))
 
     def ask(self, method: str, message: Message, answered: bool = True) -> None:
         request = {"service": SERVICES[self._asked // 2 % 2], "method": method,

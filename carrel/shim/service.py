@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from carrel.errdefs import AlreadyExists, InvalidParameter, NotFound, NotImplementedYet
-from carrel.oci import json
 from carrel.shim import loop as poll
 from carrel.shim import metrics
 from carrel.shim.container import Container, json_of
+from carrel.shim.driver import write_record
 from carrel.shim.events import Publisher, timestamp
 from carrel.shim.reaper import Reaper
 from carrel.shim.schema import SCHEMAS
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 VERSION = "carrel 0.1.0"
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
-#: what Create leaves in the bundle for `delete` after a dead shim
-RECORD = "carrel-shim.json"
 #: after Shutdown: time for the last answers and events to leave
 FAREWELL_SECONDS = 3.0
 
@@ -101,12 +99,8 @@ class Shim:
                   "systemd_cgroup": options["systemd_cgroup"],
                   "no_pivot_root": options["no_pivot_root"],
                   "no_new_keyring": options["no_new_keyring"], "namespace": self.namespace}
-        fd = os.open(os.path.join(request["bundle"], RECORD),
-                     os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, json.dumps(record).encode())
-        finally:
-            os.close(fd)
+        if record["binary"]:
+            write_record(request["bundle"], record)  # the others' is written with the container
         starter, self._starter = self._starter, None
         return make_driver(self.loop, self.reaper, record, request["id"],
                            request["bundle"], starter)
@@ -273,6 +267,4 @@ def make_driver(loop: poll.Loop, reaper: Reaper, record: Message, identity: str,
     from carrel.shim.inprocess import InProcess
     from carrel.shim.starter import state_root
     root = state_root(record["root"], record["namespace"], bundle)
-    return InProcess(loop, reaper, starter, root, identity, bundle, {
-        "systemd_cgroup": record["systemd_cgroup"], "no_pivot": record["no_pivot_root"],
-        "no_new_keyring": record["no_new_keyring"]})
+    return InProcess(loop, reaper, starter, root, identity, bundle, record)

@@ -17,14 +17,16 @@ has to be the shim's child: so the shim clones it, and it gets its plan by ``run
                         cgroup and its pid namespace, if 1
     shim    -> starter  NUL pid + its pidfd, or NUL -errno
 
-Where something went wrong the starter ends after its answer: what it may have left open goes
-with it, and the next request gets another.
+Between shim and starter values travel as ``marshal`` writes them: plain ones, between processes
+of ours, over a socket that nobody else has.  Where something went wrong the starter ends after
+its answer: what it may have left open goes with it, and the next request gets another.
 """
 
 from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import gc
+import marshal
 import os
 
 from carrel import errdefs
@@ -37,6 +39,7 @@ from carrel.runtime.stock import Stock
 from carrel.shim import explain
 from carrel.shim import loop as poll
 from carrel.shim.birth import Config, open_listener, write_file
+from carrel.shim.driver import write_record
 from carrel.shim.oom import open_watch
 from carrel.shim.sockets import Socket, receive_descriptors, send_descriptors
 
@@ -76,7 +79,7 @@ class Starter:
     def ask(self, request: Answer, fds: tuple[int, ...] = ()) -> poll.Work:
         """Gives the answer and the descriptors that came with it; its error is raised.
         ConnectionError: it is gone, and was not asked."""
-        send_descriptors(self._socket, json.dumps(request).encode(), list(fds))
+        send_descriptors(self._socket, marshal.dumps(request), list(fds))
         answered = self._answered = poll.Later()
         packet, got = yield answered
         return read_answer(packet), got
@@ -120,7 +123,7 @@ class Starter:
 def read_answer(packet: bytes) -> Answer:
     if not packet:
         raise Died("the process that makes containers for the shim died")
-    answer: Answer = json.loads(packet)
+    answer: Answer = marshal.loads(packet)
     if "error" in answer:
         kind = getattr(errdefs, answer["error"]["kind"], errdefs.SystemFailure)
         raise kind(answer["error"]["text"])
@@ -231,7 +234,7 @@ class Task(launch.Cradle):
                 if not packet:
                     return well
                 try:
-                    self._do(json.loads(packet), fds)
+                    self._do(marshal.loads(packet), fds)
                 except Exception as error:
                     well = False
                     kind = type(error).__name__ if isinstance(error, errdefs.CarrelError) \
@@ -254,9 +257,8 @@ class Task(launch.Cradle):
         except ConnectionResetError:
             return b"", []
 
-    def _answer(self, found: Answer, console: int = -1) -> None:
-        send_descriptors(self._control, json.dumps(found).encode(),
-                         [console] if console >= 0 else [])
+    def _answer(self, found: Answer) -> None:
+        self._control.send(marshal.dumps(found))
 
     def _do(self, request: Answer, fds: list[int]) -> None:
         if request["op"] == "create":
@@ -287,7 +289,8 @@ class Task(launch.Cradle):
     # --- what it is asked -------------------------------------------------------
     def _create(self, request: Answer, fds: list[int]) -> None:
         bundle, mounts = request["bundle"], request["mounts"]
-        settings = make_settings(request["settings"])
+        write_record(bundle, request["record"])
+        settings = make_settings(request["record"])
         stdio = (fds[0], fds[1], fds[2]) if fds else None
         draft, self._draft = self._draft, None
         config = create.read_config(bundle)
@@ -380,15 +383,16 @@ def _text(request: dict[str, Any], name: str) -> str:
     return value
 
 
-def make_settings(values: dict[str, bool]) -> Settings:
-    return Settings(no_pivot=values["no_pivot"], no_new_keyring=values["no_new_keyring"],
+def make_settings(values: dict[str, Any]) -> Settings:
+    """From a record."""
+    return Settings(no_pivot=values["no_pivot_root"], no_new_keyring=values["no_new_keyring"],
                     systemd_cgroup=values["systemd_cgroup"])
 
 
 def describe(made: api.Container, groups: dict[str, str], kills: bool) -> bytes:
-    return json.dumps({
+    return marshal.dumps({
         "pid": made.pid, "cgroup": groups, "shares_pids": shares_pids(made.spec),
-        "console": made.console >= 0, "kills": kills}).encode()
+        "console": made.console >= 0, "kills": kills})
 
 
 def groups_with_controllers(made: api.Container) -> dict[str, str]:

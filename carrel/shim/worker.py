@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # signal.py needs enum
 import gc
+import marshal
 import os
 
 from carrel import errdefs
 from carrel.kernel import syscalls as k
-from carrel.oci import json
 from carrel.runtime import api, enter
 from carrel.runtime.child import close_all_but
 from carrel.shim import loop as poll
@@ -49,7 +49,7 @@ class Worker:
 
     def tell(self, request: Answer, fds: tuple[int, ...] = ()) -> None:
         """What has no answer."""
-        send_descriptors(self._socket, json.dumps(request).encode(), list(fds))
+        send_descriptors(self._socket, marshal.dumps(request), list(fds))
 
     def ask(self, loop: poll.Loop, request: Answer, fds: tuple[int, ...] = ()) -> poll.Work:
         """Gives the answer and the descriptors that came with it; its error is raised."""
@@ -99,7 +99,7 @@ def serve(control: Socket, kernel: Sibling) -> None:
         if not packet:
             return
         try:
-            request = json.loads(packet)
+            request = marshal.loads(packet)
             if request["op"] == "plan exec":
                 planned = PlannedExec(request, fds, kernel)
                 continue
@@ -112,7 +112,7 @@ def serve(control: Socket, kernel: Sibling) -> None:
 
 
 def answer(control: Socket, found: Answer, console: int = -1) -> None:
-    send_descriptors(control, json.dumps(found).encode(), [console] if console >= 0 else [])
+    send_descriptors(control, marshal.dumps(found), [console] if console >= 0 else [])
 
 
 class PlannedExec:

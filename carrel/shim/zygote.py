@@ -357,6 +357,7 @@ def be_shim(control: Socket, helper: Socket, shim: Shim | None = None,
     if packet:
         answer, *told = os.fsdecode(packet).split("\0")
         config = daemon.Config.told(told)
+        os.chdir(config.bundle)
         control.send(answer.encode())
     control.close()
     if waited is not None:
@@ -366,5 +367,4 @@ def be_shim(control: Socket, helper: Socket, shim: Shim | None = None,
             pass  # the zygote is gone; the shim lives
         waited.close()
     if config is not None:
-        os.chdir(config.bundle)
         daemon.serve(config, Socket(fileno=fds[0]), helper, shim)

@@ -40,8 +40,10 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "engine/viewpack.py": {"tarfile": "headers that are written"},
     "kernel/dbus.py": {"marshal": "a function of that name"},
     "runtime/main.py": {"__import__": "of our own table of commands"},
-    "runtime/parcel.py": {"marshal": "plain values, between processes of ours, over a socket that "
-                                     "nobody else has"},
+    **{name: {"marshal": "plain values, between processes of ours, over a socket that nobody "
+                         "else has"}
+       for name in ("runtime/parcel.py", "shim/rehearse.py", "shim/starter.py",
+                    "shim/worker.py")},
 }
 
 #: the child runs these: what is opened here may be the container's

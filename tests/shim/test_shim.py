@@ -616,7 +616,7 @@ def test_a_shim_inherits_nothing(machine: Machine) -> None:
             held.add(os.readlink(f"/proc/{shim.pid}/fd/{fd}"))
     kinds = {name.partition(":")[0] for name in held}
     assert kinds <= {"/dev/null", "anon_inode", "socket", "pipe"}
-    # listener, our connection, worker
+    # listener, our connection, starter
     assert sum(name.startswith("socket") for name in held) <= 3
     assert os.readlink(f"/proc/{shim.pid}/cwd") == str(shim.bundle)
 
