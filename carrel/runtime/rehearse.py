@@ -15,7 +15,7 @@ from errno import ENOENT
 from carrel.kernel import seccomp, terminal
 from carrel.kernel.fake import FakeKernel
 from carrel.oci import json
-from carrel.runtime import create, draft, report, stock, template
+from carrel.runtime import create, draft, parcel, report, stock, template
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def once(raw: bytes) -> None:
     plan.fits(raw, "rehearsal", _BUNDLE, "/nonexistent", False, [_LAYER], settings)
     maker = plan.finish(None, [_LAYER])
     maker.descriptors.clear()  # they exist in that kernel only
-    child = maker.child
+    child = parcel.unpack(*parcel.pack(maker.child))
     ours, theirs = report.pair()
     try:
         terminal.send_descriptors(ours, b"C0", [ours.fileno()])  # that stands for a fifo
