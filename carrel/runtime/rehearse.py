@@ -77,7 +77,9 @@ def once(raw: bytes) -> None:
     plan.fits(raw, "rehearsal", _BUNDLE, "/nonexistent", False, [_LAYER], settings)
     maker = plan.finish(None, [_LAYER])
     maker.descriptors.clear()  # they exist in that kernel only
-    child = parcel.unpack(*parcel.pack(maker.child))
+    sent = parcel.pack(maker.child)
+    del plan, maker  # what arrives takes the place of what was planned
+    child = parcel.unpack(*sent)
     ours, theirs = report.pair()
     try:
         terminal.send_descriptors(ours, b"C0", [ours.fileno()])  # that stands for a fifo
