@@ -16,7 +16,6 @@ import select
 from carrel.kernel import syscalls as k
 from carrel.runtime.mounts import new_filesystem
 from carrel.shim.birth import Config, open_listener, write_file
-from carrel.shim.daemon import serve
 from carrel.shim.jsonlog import JsonLog
 from carrel.shim.log import Log
 from carrel.shim.loop import Loop
@@ -53,11 +52,11 @@ _REFUSED: tuple[tuple[str, Message], ...] = (
     ("Delete", _ID), ("Connect", _ID), ("Pids", _ID), ("Create", _CREATE))
 
 
-def rehearse(once: Iterable[Any] = ()) -> None:
-    """Leaves nothing: no file, no handler, no descriptor. ``once``: functions that run once in
-    a shim's life, and cannot be rehearsed."""
+def rehearse(be_shim: Callable[..., None], once: Iterable[Any] = ()) -> None:
+    """Leaves nothing: no file, no handler, no descriptor. ``be_shim``: the zygote's; ``once``:
+    functions that run once in a shim's life, and cannot be rehearsed."""
     for _ in range(TIMES):
-        _one_life()
+        _one_life(be_shim)
     # CPython keeps what it found (or not) under a name, by type, in one table: a shim that looks
     # there for the first time copies the table's page, and the page of the name.
     for function in once:
@@ -65,7 +64,7 @@ def rehearse(once: Iterable[Any] = ()) -> None:
             getattr(os, name, None)
     for name in ("si_pid", "si_code", "si_status"):
         getattr(os.waitid_result, name)
-    _one_life()
+    _one_life(be_shim)
 
 
 def run_container() -> None:
@@ -76,7 +75,7 @@ def run_container() -> None:
         stage.ask("Wait", _INIT, answered=False)
 
 
-def _one_life() -> None:
+def _one_life(be_shim: Callable[..., None]) -> None:
     stage = _Stage()
     try:
         for method, message in _REFUSED:
@@ -86,7 +85,7 @@ def _one_life() -> None:
         _parts(stage.loop)
         with _folder() as place:
             _watch(stage.loop, place)
-            _birth(place)
+            _birth(place, be_shim)
             stage.start(place)
             stage.end()
     finally:
@@ -237,12 +236,23 @@ def _nothing() -> None:
     """So that a turn of the loop does not wait."""
 
 
-def _birth(bundle: str) -> None:
-    """A shim that is told to end at once."""
+def _birth(bundle: str, be_shim: Callable[..., None]) -> None:
+    """A shim that is told who it is, and to end at once."""
     config = Config("rehearsal", "rehearsal", bundle, f"{bundle}/s", "")
     shim = Shim(Loop())
     shim.loop.call_soon(shim.loop.stop)
-    serve(config, open_listener(config), None, shim)
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    control, daemon = pair()
+    helper, starter = pair()
+    waited, zygote = pair()
+    with daemon, starter, zygote:
+        with open_listener(config) as listener:
+            send_descriptors(starter, os.fsencode("\0".join(["answer", *config.fields()])),
+                             [listener.fileno()])
+        be_shim(control, helper, shim, waited)
+    os.fchdir(here)
+    os.close(here)
+    helper.close()
     shim.log.close()
     shim.reaper.close()
     shim.loop.close()

@@ -315,7 +315,7 @@ def warm() -> None:
     # Last, so that the interpreter's caches hold what a shim looks up: a worker rehearses
     # again, a shim does not, and what it replaces in them is memory of its own.
     try:
-        rehearse.rehearse((child, be_shim, daemon.prepare, Worker.__init__, starter.Starter._bear,
+        rehearse.rehearse(be_shim, (child, daemon.prepare, Worker.__init__, starter.Starter._bear,
                            launch.clone_into, launch.clone_single_threaded, k.clone, k.prctl))
     except Exception as error:  # as above
         os.write(2, f"zygote: the rehearsal of a shim failed: {error}\n".encode())

@@ -35,12 +35,13 @@ print(filled, heap.leave_room(list) > 0, filled - len(heap._filling))
 _REHEARSED = """
 import os, signal
 from carrel.shim import rehearse
+from carrel.shim.zygote import be_shim
 def traces():
     return (sorted(os.listdir("/proc/self/fd")), open("/proc/self/mounts").read(), os.getcwd(),
             [signal.getsignal(n) for n in (signal.SIGCHLD, signal.SIGTERM)], os.getpgrp())
-rehearse.rehearse()
+rehearse.rehearse(be_shim)
 before = traces()
-rehearse.rehearse((rehearse.rehearse,))
+rehearse.rehearse(be_shim, (rehearse.rehearse,))
 print(before == traces())
 pid = os.fork()
 if pid == 0:
