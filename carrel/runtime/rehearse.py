@@ -77,6 +77,7 @@ def once(raw: bytes) -> None:
     plan.fits(raw, "rehearsal", _BUNDLE, "/nonexistent", False, [_LAYER], settings)
     maker = plan.finish(None, [_LAYER])
     maker.descriptors.clear()  # they exist in that kernel only
+    maker.child.cgroup = None  # v2's would be opened, and there is none
     sent = parcel.pack(maker.child)
     del plan, maker  # what arrives takes the place of what was planned
     child = parcel.unpack(*sent)

@@ -33,6 +33,7 @@ def _planned(**changes: Any) -> tuple[Any, FakeKernel]:
         made = draft.Draft("parcel", _BUNDLE, "/nonexistent", None, kernel, raw, goods)
     maker = made.finish((7, 8, 9), [rehearse._LAYER])
     maker.descriptors.clear()  # they exist in that kernel only
+    maker.child.cgroup = None  # and v2's group in none
     return maker.child, kernel
 
 
