@@ -1,6 +1,6 @@
 """File systems that every container gets, made before it is known which.
 
-A shim's worker waits for its one start.  Meanwhile it makes what a daemon's
+A starter waits for its next start.  Meanwhile it makes what a daemon's
 configuration nearly always asks for, as mounts that are nowhere: ``/dev`` with its nodes,
 its pseudo-terminals, ``/dev/shm``, the top of ``/sys/fs/cgroup``, the empty directory that
 masks others.  A plan takes what is exactly the same as what it would make; the rest goes

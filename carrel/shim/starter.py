@@ -130,6 +130,12 @@ def read_answer(packet: bytes) -> Answer:
     return answer
 
 
+def failure(error: Exception) -> Answer:
+    """What :func:`read_answer` raises again."""
+    kind = type(error).__name__ if isinstance(error, errdefs.CarrelError) else "SystemFailure"
+    return {"error": {"kind": kind, "text": api.message(error)}}
+
+
 def arrive(control: int, in_cgroup: bool) -> NoReturn:
     """The new process, a clone of the shim: from here on it is the starter's."""
     try:
@@ -237,9 +243,7 @@ class Task(launch.Cradle):
                     self._do(marshal.loads(packet), fds)
                 except Exception as error:
                     well = False
-                    kind = type(error).__name__ if isinstance(error, errdefs.CarrelError) \
-                        else "SystemFailure"
-                    self._answer({"error": {"kind": kind, "text": api.message(error)}})
+                    self._answer(failure(error))
                 for fd in fds:
                     os.close(fd)
         finally:

@@ -17,13 +17,12 @@ import gc
 import marshal
 import os
 
-from carrel import errdefs
 from carrel.kernel import syscalls as k
 from carrel.runtime import api, enter
 from carrel.runtime.child import close_all_but
 from carrel.shim import loop as poll
 from carrel.shim.sockets import Socket, pair, receive_descriptors, send_descriptors
-from carrel.shim.starter import ANSWER_MAX, PACKET_MAX, read_answer
+from carrel.shim.starter import ANSWER_MAX, PACKET_MAX, failure, read_answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,9 +105,7 @@ def serve(control: Socket, kernel: Sibling) -> None:
             assert planned is not None
             planned.execute(control)
         except Exception as error:
-            kind = type(error).__name__ if isinstance(error, errdefs.CarrelError) \
-                else "SystemFailure"
-            answer(control, {"error": {"kind": kind, "text": api.message(error)}})
+            answer(control, failure(error))
 
 
 def answer(control: Socket, found: Answer, console: int = -1) -> None:

@@ -173,10 +173,7 @@ class Starters:
         another. (If it was answered already, the second shim finds the first one's socket.)"""
         one, packet = self.busy.pop(fd)
         self._ready.unregister(fd)
-        try:
-            word = one.recv(1)
-        except ConnectionResetError:
-            word = b""
+        word = last_word(one)
         if word == IDLE:
             self._idle.append(one)
         else:
@@ -269,13 +266,18 @@ class Pool:
         """The shim says that it has its task; or it died before that."""
         member, packet = self._given.pop(fd)
         self._ready.unregister(fd)
-        try:
-            done = member.recv(1)
-        except ConnectionResetError:
-            done = b""
+        done = last_word(member)
         member.close()
         if not done:
             self.give(packet)
+
+
+def last_word(end: Socket) -> bytes:
+    """One byte; none from a process that died."""
+    try:
+        return end.recv(1)
+    except ConnectionResetError:
+        return b""
 
 
 def busy() -> bool:
@@ -312,7 +314,7 @@ def warm() -> None:
     except Exception as error:  # it costs time, nothing else
         os.write(2, f"zygote: the rehearsal of a start failed: {error}\n".encode())
     sys._clear_type_cache()
-    # Last, so that the interpreter's caches hold what a shim looks up: a worker rehearses
+    # Last, so that the interpreter's caches hold what a shim looks up: a starter rehearses
     # again, a shim does not, and what it replaces in them is memory of its own.
     try:
         rehearse.rehearse(be_shim, (child, daemon.prepare, Worker.__init__, starter.Starter._bear,
